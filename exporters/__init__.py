@@ -1,0 +1,1 @@
+"""Ways to write a program to a file that other software runs."""

@@ -1,0 +1,1 @@
+"""Ways to run a program one step at a time."""

@@ -1,0 +1,45 @@
+"""The native core: one small C library for the training forms and the event-driven engine, and the one switch that turns it off.
+
+`SPIKEDEPLOY_NATIVE=0` in the environment, or no compiler at installation, and every caller uses its pure NumPy or torch form.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+VERSION = 1
+
+
+@cache
+def _load() -> tuple[Any, Any] | str:
+    """`(ffi, lib)`, or in words why there is none."""
+    if os.environ.get("SPIKEDEPLOY_NATIVE", "1") == "0":
+        return "switched off by SPIKEDEPLOY_NATIVE=0"
+    try:
+        from spikedeploy.native import _core
+    except ImportError as error:
+        return f"not built ({error})"
+    if _core.lib.sd_version() != VERSION:
+        return f"version {_core.lib.sd_version()} of the library, version {VERSION} is needed; reinstall spikedeploy"
+    return _core.ffi, _core.lib
+
+
+def available() -> bool:
+    """Whether the native core can be used."""
+    return not isinstance(_load(), str)
+
+
+def why_not() -> str:
+    """Why the native core cannot be used; empty when it can."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else ""
+
+
+def core() -> tuple[Any, Any]:
+    """`(ffi, lib)`: call only where `available()`."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"the native core is not available: {loaded}")
+    return loaded

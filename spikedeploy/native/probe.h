@@ -1,0 +1,2 @@
+int sd_version(void);
+int sd_max_threads(void);
