@@ -262,7 +262,7 @@ def check_input(program: Program, x: npt.ArrayLike) -> Real:
 
 def cast(step: Step, dtype: npt.DTypeLike) -> Step:
     """The step with every parameter in `dtype`."""
-    arrays = {f.name: v.astype(dtype) for f in fields(step) if isinstance(v := getattr(step, f.name), np.ndarray)}
+    arrays: dict[str, Any] = {f.name: v.astype(dtype) for f in fields(step) if isinstance(v := getattr(step, f.name), np.ndarray)}
     return replace(step, **arrays)
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 
@@ -191,7 +191,7 @@ class Threshold(Step):
     """`s = amplitude * 1[x > threshold]`, or `>=` when `strict` is False. threshold, amplitude broadcast to x."""
 
     threshold: Array
-    amplitude: Array = field(default_factory=lambda: np.float32(1.0))  # type: ignore[assignment, return-value]
+    amplitude: Array = field(default_factory=lambda: np.array(1.0, np.float32))
     strict: bool = True
 
 
@@ -218,8 +218,8 @@ class LIF(Step):
     reset: Literal["subtract", "zero", "value"]
     reset_delay: bool = True
     strict: bool = True
-    amplitude: Array = field(default_factory=lambda: np.float32(1.0))  # type: ignore[assignment, return-value]
-    reset_value: Array = field(default_factory=lambda: np.float32(0.0))  # type: ignore[assignment, return-value]
+    amplitude: Array = field(default_factory=lambda: np.array(1.0, np.float32))
+    reset_value: Array = field(default_factory=lambda: np.array(0.0, np.float32))
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 VERSION = 1
@@ -18,7 +19,7 @@ def _load() -> tuple[Any, Any] | str:
     if os.environ.get("SPIKEDEPLOY_NATIVE", "1") == "0":
         return "switched off by SPIKEDEPLOY_NATIVE=0"
     try:
-        from spikedeploy.native import _core
+        _core: Any = import_module("spikedeploy.native._core")
     except ImportError as error:
         return f"not built ({error})"
     if _core.lib.sd_version() != VERSION:
