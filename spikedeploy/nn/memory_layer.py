@@ -1,0 +1,181 @@
+"""What Gen2 and Gen3 have in common: projections, spikes on the matrix state, read-out, and long sequences in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spikedeploy.errors import BadInput, message
+from spikedeploy.nn.memory_scan import Inputs, Route
+from spikedeploy.nn.memory_spike import atan
+from spikedeploy.nn.topk import topk, topk_count
+
+Spike = Callable[[Tensor], Tensor]
+
+
+def _count(where: str, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(message(where, f"{name}={value!r}", f"{name} must be a positive integer"))
+
+
+def retention_bias(horizon: float | Sequence[float] | Tensor, width: int, where: str = "initial_retention") -> Tensor:
+    """The bias `ln(horizon)` that makes `sigmoid(bias) = horizon / (horizon + 1)`: a write fades to 1/e in about `horizon + 1/2` steps."""
+    steps = torch.as_tensor(horizon, dtype=torch.get_default_dtype())
+    if steps.shape not in ((), (width,)) or not bool((torch.isfinite(steps) & (steps > 0)).all()):
+        raise BadInput(message(where, repr(horizon), f"positive finite steps are needed, one number or {width}"))
+    return steps.log().expand(width)
+
+
+class MemoryLayer(nn.Module):
+    """Base of the matrix-state layers; subclasses say which projections write the state and by which routes it is run."""
+
+    routes: ClassVar[Mapping[str, Route]]
+    """Pure torch routes by method name; `native` and `auto` exist besides."""
+    threshold: Tensor
+    graded_spikes_factor: Tensor
+
+    def __init__(
+        self,
+        in_dim: int,
+        d_value: int,
+        d_key: int,
+        num_spiking_neurons: int | None = None,
+        use_q_projection: bool = True,
+        *,
+        threshold: float | Tensor = 1.0,
+        learn_threshold: bool = False,
+        spike_grad: Spike | None = None,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+        state_quant: Spike | None = None,
+        initial_retention: float | Sequence[float] | Tensor | None = None,
+        topk_k: int | float | None = None,
+        topk_v: int | float | None = None,
+        method: str = "auto",
+        chunk: int = 128,
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        _count(where, in_dim=in_dim, d_value=d_value, d_key=d_key, chunk=chunk)
+        cells = d_value * d_key
+        if num_spiking_neurons not in (None, cells):
+            raise BadInput(message(where, f"num_spiking_neurons={num_spiking_neurons}", f"it must equal d_value * d_key = {cells}"))
+        self.in_dim, self.d_value, self.d_key, self.num_spiking_neurons = in_dim, d_value, d_key, cells
+        self.use_q_projection, self.output, self.chunk = use_q_projection, True, chunk
+        self.to_v, self.to_k, self.to_alpha = nn.Linear(in_dim, d_value), nn.Linear(in_dim, d_key), nn.Linear(in_dim, d_key)
+        self.to_q = nn.Linear(in_dim, cells) if use_q_projection else None
+        self.spike_grad = atan() if spike_grad is None else spike_grad
+        self.state_quant = state_quant
+        self.topk_k, self.topk_v = topk_count(topk_k, d_key, f"{where} topk_k"), topk_count(topk_v, d_value, f"{where} topk_v")
+        self._hold("threshold", self._per_cell(threshold), learn_threshold)
+        self._hold("graded_spikes_factor", torch.as_tensor(graded_spikes_factor), learn_graded_spikes_factor)
+        self.register_buffer("reset_mechanism_val", torch.as_tensor(0))  # the library's checkpoints hold it; this neuron has no reset
+        self.method = self.check_method(method)
+        if initial_retention is not None:
+            with torch.no_grad():
+                self.to_alpha.bias.copy_(retention_bias(initial_retention, d_key, f"{where} initial_retention"))
+
+    def check_method(self, method: str) -> str:
+        """`method` itself; raises `BadInput` for one that this family does not admit, saying why."""
+        admitted = (*self.routes, "native", "auto")
+        if method == "convolution":
+            found = "method='convolution' needs a decay that is the same at every step"
+            raise BadInput(message(type(self).__name__, found, f"here it depends on the input, which admits {', '.join(admitted)}"))
+        if method not in admitted:
+            raise BadInput(message(type(self).__name__, f"method={method!r}", f"one of {', '.join(admitted)} is needed"))
+        return method
+
+    def _per_cell(self, threshold: float | Tensor) -> Tensor:
+        value = torch.as_tensor(threshold)
+        cells = (self.d_value, self.d_key)
+        if value.shape == cells:
+            value = value.flatten()
+        if value.shape not in ((), (1,), (math.prod(cells),)):
+            found = f"threshold of shape {tuple(value.shape)}"
+            raise BadInput(
+                message(type(self).__name__, found, f"one number, or one per cell as {cells} or ({math.prod(cells)},), is needed")
+            )
+        return value
+
+    def _hold(self, name: str, value: Tensor, learn: bool) -> None:
+        if learn:
+            self.register_parameter(name, nn.Parameter(value.clone()))
+        else:
+            self.register_buffer(name, value)
+
+    # --- what is written --------------------------------------------------------------------------------------------
+
+    def project(self, x: Tensor) -> Inputs:
+        """What writes the state at every step: `v (T, B, d)`, `k (T, B, n)`, and the logits of alpha `z (T, B, n)` in float64.
+
+        Logits and not alpha: near 1 the rounding of alpha to float32 would be the whole error of the layer.
+        """
+        return topk(self.to_v(x), self.topk_v), topk(self.to_k(x), self.topk_k), self.to_alpha(x).double()
+
+    def _check(self, x: Tensor, state: Tensor | None) -> Tensor:
+        where, cells = type(self).__name__, (self.d_value, self.d_key)
+        if x.dim() != 3 or x.shape[-1] != self.in_dim or 0 in x.shape:
+            needed = f"(T, B, {self.in_dim}) is needed, T and B at least 1"
+            raise BadInput(message(where, f"an input of shape {tuple(x.shape)}", needed))
+        if state is None:
+            return torch.zeros(x.shape[1], *cells, dtype=torch.float64, device=x.device)
+        if state.shape != (x.shape[1], *cells):
+            raise BadInput(message(where, f"a state of shape {tuple(state.shape)}", f"{(x.shape[1], *cells)} is needed"))
+        return state.double()
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes of membranes `(..., d*n)`: the forward of `spike_grad` times `graded_spikes_factor`."""
+        if self.state_quant:
+            mem = self.state_quant(mem)
+        return self.spike_grad(mem - self.threshold) * self.graded_spikes_factor
+
+    def _segment(self, route: Route, state: Tensor, q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        states, state = route(inputs, state)
+        spikes = self.fire(states.flatten(-2))
+        if q is None:
+            return spikes, state
+        (steps, batch), d, n = q.shape[:2], self.d_value, self.d_key
+        read = spikes.reshape(steps, batch, d, n) @ q.reshape(steps, batch, n, d)
+        return read.flatten(-2), state
+
+    def _torch(self, route: Route, inputs: Inputs, q: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment after segment; the backward recomputes one segment at a time, so memory does not hold S over the sequence."""
+        parts = zip(*(torch.split(x, self.chunk) for x in inputs), strict=True)
+        queries: Sequence[Tensor | None] = [None] * -(-len(inputs[0]) // self.chunk) if q is None else torch.split(q, self.chunk)
+        outputs = []
+        for part, query in zip(parts, queries, strict=True):
+            arguments: tuple[Any, ...] = (route, state, query, *part)
+            if len(queries) > 1 and torch.is_grad_enabled():
+                y, state = checkpoint(self._segment, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                y, state = self._segment(*arguments)
+            outputs.append(y)
+        return torch.cat(outputs), state
+
+    def route(self) -> str:
+        """The method that a call takes now: `method`, with `auto` resolved."""
+        return "prefix" if self.method == "auto" else self.method
+
+    def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """All states `S (T, B, d, n)` of an input `(T, B, in_dim)`: what is compared with the recurrence. It holds S in memory."""
+        states, _ = self.routes[self.route()](self.project(x), self._check(x, state))
+        return states
+
+    def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """`x (T, B, in_dim)` -> `y (T, B, d*d)`, or `(T, B, d*n)` without the query; the state is `(B, d, n)`, float64 when returned.
+
+        Passing the returned state on continues the sequence: pieces give the same numbers as the whole.
+        Raises `BadInput` on another shape.
+        """
+        start = self._check(x, state)
+        q = None if self.to_q is None else self.to_q(x)
+        y, last = self._torch(self.routes[self.route()], self.project(x), q, start)
+        return (y, last) if return_state else y
