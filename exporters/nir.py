@@ -1,0 +1,160 @@
+"""Programs as NIR graphs: the exact reset-free forms of each reader, by profile.
+
+The graph is built in memory, written to bytes, read back by `spikedeploy.readers.nir` (which knows NIR's equations and nothing of this
+file), run in the reference runtime and compared with the program. Only then is anything handed out or written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput, ModelRefused, message
+from spikedeploy.exporters.atomic import write_bytes
+from spikedeploy.exporters.nir_build import Builder, start
+from spikedeploy.exporters.nir_check import check
+from spikedeploy.exporters.nir_file import to_bytes
+from spikedeploy.exporters.nir_maps import STEPS
+from spikedeploy.exporters.nir_profiles import PROFILES, Discretisation, Profile
+from spikedeploy.program import Output, Program
+from spikedeploy.readers.nir import from_bytes
+
+__all__ = ["PROFILES", "Profile", "export", "write"]
+
+
+def export(program: Program, *, profile: str = "generic", dt: float | None = None, discretisation: Discretisation | None = None) -> bytes:
+    """The program as the bytes of a NIR file, verified; the same bytes for the same program on every run.
+
+    profile          who will read it, a key of `PROFILES`
+    dt               the time step that the reader will use, in the profile's units; the profile has a default
+    discretisation   "euler" (decay 1 - dt/tau) or, for the profile `spec`, "exact" (decay exp(-dt/tau))
+
+    Raises `ModelRefused` naming the layer that the profile cannot carry, `BadInput` on an option, `NotEquivalent` if the file read back
+    computes anything else. The profile `lif` is another model by design; how many spikes differ stands in the file's `notes`.
+    """
+    row, dt, cut = _options(profile, dt, discretisation)
+    build, outputs, left_out = _build(_live(program), row, dt, cut)
+    data = to_bytes(build, outputs)
+    if row.exact:
+        check(build.program, from_bytes(data), left_out)
+    return data
+
+
+def write(
+    program: Program,
+    path: str | os.PathLike[str],
+    *,
+    profile: str = "generic",
+    dt: float | None = None,
+    discretisation: Discretisation | None = None,
+) -> Path:
+    """`export` to a file: the old file or the whole new one, nothing else. Returns the path; raises as `export` and `write_bytes` do."""
+    return write_bytes(path, export(program, profile=profile, dt=dt, discretisation=discretisation))
+
+
+def _options(profile: str, dt: float | None, discretisation: Discretisation | None) -> tuple[Profile, float, Discretisation]:
+    row = PROFILES.get(profile)
+    if row is None:
+        raise BadInput(message("option profile", f"'{profile}' is unknown", f"one of {', '.join(PROFILES)} is needed"))
+    dt = row.dt if dt is None else float(dt)
+    if not 0 < dt < float("inf"):
+        raise BadInput(message("option dt", f"it is {dt}", "a time step above zero is needed"))
+    cut = discretisation or row.discretisation
+    if cut not in ("euler", "exact"):
+        raise BadInput(message("option discretisation", f"it is '{cut}'", "euler or exact is needed"))
+    if cut == "exact" and row.form != "li-threshold":
+        raise BadInput(
+            message("option discretisation", f"profile '{profile}' is read with Euler steps", "euler is needed", "Use --profile spec.")
+        )
+    return row, dt, cut
+
+
+def _live(program: Program) -> Program:
+    """The program without the steps that no output needs."""
+    needed = {output.wire for output in program.outputs}
+    kept = []
+    for step in reversed(program.steps):
+        if needed & set(step.outputs):
+            needed |= set(step.inputs)
+            kept.append(step)
+    if len(kept) == len(program.steps) or not kept:
+        return program
+    return Program(
+        program.input_shape,
+        tuple(reversed(kept)),
+        program.outputs,
+        input_kind=program.input_kind,
+        origin=program.origin,
+        notes=program.notes,
+    )
+
+
+def _build(program: Program, profile: Profile, dt: float, cut: Discretisation) -> tuple[Builder, tuple[Output, ...], tuple[Output, ...]]:
+    build = start(program, profile, dt, cut)
+    if program.input_kind != "float":
+        raise ModelRefused(message("model", "its input are token numbers", "NIR carries signals", "Use --target onnx."))
+    for index, step in enumerate(program.steps):
+        build.where = program.where(index)
+        rule = STEPS.get(type(step))
+        if rule is None:
+            raise build.refuse(
+                f"NIR has no node for {type(step).__name__}",
+                f"{', '.join(kind.__name__ for kind in STEPS)} can be written",
+                "Use --target onnx.",
+            )
+        rule(build, step)
+    outputs, left_out = _finish(build)
+    return build, outputs, left_out
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------
+
+
+def _finish(build: Builder) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
+    """Output nodes and the readout; what cannot be carried is noted and returned apart."""
+    program, found, left_out = build.program, [], []
+    ends: dict[str, str] = {}
+    for output in program.outputs:
+        if output.wire in build.wires:
+            wire = ends.get(output.wire) or _end(build, output, len(ends))
+            ends[output.wire] = wire
+            found.append(Output(output.name, wire, output.reduce))
+        elif _membrane_shown(build, output):
+            found.append(output)
+        else:
+            left_out.append(output)
+            build.notes.append(f"output '{output.name}' (membrane '{output.wire}') is not carried by this graph")
+    if not ends:
+        do = "Let the model return its spikes, or use --profile spec."
+        raise ModelRefused(
+            message(f"output '{program.outputs[0].name}'", "it is a membrane", "NIR's spiking nodes put out spikes only", do)
+        )
+    return tuple(found), tuple(left_out)
+
+
+def _end(build: Builder, output: Output, count: int) -> str:
+    """An Output node on the wire; returns the name under which the wire is read back."""
+    build.where = f"output '{output.name}'"
+    if count and not build.profile.many_outputs:
+        raise build.refuse("it is a second output", f"the reader of profile '{build.profile.name}' has one", "Use --profile generic.")
+    wire = build.plain(output.wire)
+    if len(wire.nodes) > 1 or wire.nodes[0] == "input":  # readers do not add in front of an output
+        wire = build.scaled(f"{output.wire}", wire, np.ones(wire.shape), "out")
+    name = "output" if not count else build.node_name(f"output_{output.name}")
+    build.names.pop(name, None)
+    build.nodes[name] = ("Output", {"shape": np.array(wire.shape)})
+    build.edges.append((wire.nodes[0], name))
+    return build.names.get(wire.nodes[0], wire.nodes[0])
+
+
+def _membrane_shown(build: Builder, output: Output) -> bool:
+    """True when the reader of the graph can show this membrane from inside a spiking node, in the model's own units."""
+    step = build.program.writer(output.wire)
+    if build.profile.form == "lif":
+        return False
+    if isinstance(step, S.LIF):
+        return step.reset == "value" or (step.reset == "zero" and not step.reset_delay)
+    return isinstance(step, S.Integrator) and output.wire not in build.rescaled and bool(np.any(step.decay))

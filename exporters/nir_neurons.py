@@ -1,0 +1,138 @@
+"""Neurons as NIR nodes. Every parameter is broadcast to the full shape of the layer, float64; readers want it so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.exporters.nir_build import Builder, Wire
+from spikedeploy.steps import Array, Shape
+
+
+def time_constant(build: Builder, decay: Array) -> tuple[Array, Array]:
+    """tau with the given decay over one step, and r = 1/(1-d): the gain that undoes `tau v' = -v + r x`.
+
+    euler: 1 - dt/tau = d; exact: exp(-dt/tau) = d.
+    """
+    decay = np.asarray(decay, np.float64)
+    if np.any(decay >= 1):
+        raise build.refuse(
+            "a decay of 1 (no leak)", "every decay must lie below 1: its time constant would be infinite", "Use --target onnx."
+        )
+    if build.discretisation == "exact":
+        if np.any(decay <= 0):
+            raise build.refuse("a decay of 0", "every decay must lie above 0 under exact discretisation", "Use the euler one.")
+        return -build.dt / np.log(decay), 1 / (1 - decay)
+    return build.dt / (1 - decay), 1 / (1 - decay)
+
+
+def full(value: Array | float, shape: Shape) -> Array:
+    """The value at every neuron, float64."""
+    return np.broadcast_to(np.asarray(value, np.float64), shape).copy()
+
+
+def one_threshold(build: Builder, name: str, wire: Wire, theta: Array) -> tuple[Wire, Array]:
+    """For readers with one threshold per layer: the current divided by theta, and 1."""
+    if not build.profile.one_threshold:
+        return wire, theta
+    if np.any(theta < 0):
+        raise build.refuse(
+            "a threshold below zero", f"profile '{build.profile.name}' needs thresholds of at least 0", "Use --profile spec or norse."
+        )
+    if len(np.unique(theta)) == 1:
+        return wire, theta
+    if np.any(theta == 0):
+        raise build.refuse("thresholds that differ, with a zero", "weights are divided by them", "Use --profile spec or norse.")
+    build.notes.append(
+        f"{build.where}: weights divided by the thresholds, which become 1; membranes of this layer are in units of their threshold"
+    )
+    return build.scaled(name, wire, theta, "scaled", divide=True), np.array(1.0)
+
+
+def cuba(
+    build: Builder, name: str, source: Wire, shape: Shape, *, syn: Array, mem: Array, theta: Array, v_reset: Array | float = 0.0
+) -> str:
+    """CubaLIF whose synapse decays by `syn` and whose membrane by `mem`; both with unit gain."""
+    tau_syn, w_in = time_constant(build, syn)
+    tau_mem, r = time_constant(build, mem)
+    values = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "w_in": w_in, "v_threshold": theta, "v_reset": v_reset, "v_leak": 0.0}
+    return build.add(name, "CubaLIF", source.nodes, **{key: full(value, shape) for key, value in values.items()})
+
+
+def leaky(build: Builder, name: str, source: Wire, shape: Shape, decay: Array) -> str:
+    """LI with unit gain: v_t = d v_{t-1} + x_t."""
+    tau, r = time_constant(build, decay)
+    return build.add(name, "LI", source.nodes, tau=full(tau, shape), r=full(r, shape), v_leak=np.zeros(shape))
+
+
+def lif(build: Builder, name: str, source: Wire, shape: Shape, decay: Array, theta: Array, v_reset: Array | float) -> str:
+    """LIF with unit gain and a reset: as LIF where the profile speaks of it, as CubaLIF with an instant synapse elsewhere."""
+    if build.profile.form == "cuba":
+        return cuba(build, name, source, shape, syn=np.array(0.0), mem=decay, theta=theta, v_reset=v_reset)
+    tau, r = time_constant(build, decay)
+    values = {"tau": tau, "r": r, "v_threshold": theta, "v_reset": v_reset, "v_leak": 0.0}
+    return build.add(name, "LIF", source.nodes, **{key: full(value, shape) for key, value in values.items()})
+
+
+def membrane_needed(build: Builder, step: S.Integrator) -> bool:
+    """True when anything but thresholds on it needs the membrane as a node (thresholds that nobody hears are gone by now)."""
+    readers = build.program.readers(step.name)
+    return not readers or any(not isinstance(reader, S.Threshold) for reader in readers)
+
+
+def put_integrator(build: Builder, step: S.Integrator) -> None:
+    """A membrane: a node of its own in the LI form or where more than its threshold needs it; else the threshold brings it."""
+    if build.profile.form == "li-threshold" or membrane_needed(build, step):
+        source, shape = build.plain(step.inputs[0]), build.program.wires[step.name]
+        name = leaky(build, step.name, source, shape, step.decay)
+        build.wires[step.name] = Wire((name,), shape)
+
+
+def put_threshold(build: Builder, step: S.Threshold) -> None:
+    """The spike of a neuron without reset."""
+    if not step.strict:
+        raise build.refuse("it fires at its threshold (>=)", "NIR's neurons fire above it (>)", "Use --target onnx.")
+    shape, theta = build.program.wires[step.name], np.asarray(step.threshold, np.float64)
+    before = build.program.writer(step.inputs[0])
+    if step.inputs[0] in build.wires:
+        source, decay, name = build.plain(step.inputs[0]), np.array(0.0), step.inputs[0]
+        if build.profile.form == "li-threshold" or isinstance(before, S.Integrator):
+            _spikes(build, step, build.add(step.name, "Threshold", source.nodes, threshold=full(theta, shape)), shape)
+            return
+    else:
+        assert isinstance(before, S.Integrator)
+        source, decay, name = build.plain(before.inputs[0]), before.decay, before.inputs[0]
+    if build.profile.form == "lif":
+        _spikes(build, step, lif(build, step.name, source, shape, decay, theta, 0.0), shape)
+        return
+    source, folded = one_threshold(build, name, source, theta)
+    if folded is not theta:
+        build.rescaled.add(step.inputs[0])
+    theta = folded
+    _spikes(build, step, cuba(build, step.name, source, shape, syn=decay, mem=np.array(0.0), theta=theta), shape)
+
+
+def _spikes(build: Builder, step: S.Threshold | S.LIF, node: str, shape: Shape) -> None:
+    amplitude = None if np.all(step.amplitude == 1) else np.asarray(step.amplitude, np.float64)
+    build.wires[step.name] = Wire((node,), shape, amplitude)
+
+
+def put_lif(build: Builder, step: S.LIF) -> None:
+    """A neuron with reset: exact when the reset sets the membrane (to zero), whenever it acts; NIR has no reset by subtraction."""
+    if step.reset == "subtract":
+        raise build.refuse(
+            "a reset by subtraction", "NIR's neurons reset to a value", 'Train with reset_mechanism="zero" or "none", or use --target onnx.'
+        )
+    if not step.strict:
+        raise build.refuse("it fires at its threshold (>=)", "NIR's neurons fire above it (>)", "Use --target onnx.")
+    theta = np.asarray(step.threshold, np.float64)
+    to = np.asarray(step.reset_value, np.float64) if step.reset == "value" else np.array(0.0)
+    if step.reset == "zero" and np.any(theta < 0):
+        raise build.refuse("a threshold below zero with a reset to zero", "the neuron would fire for ever", "Use --target onnx.")
+    if build.profile.one_threshold and np.any(to):
+        raise build.refuse(f"a reset to {to.ravel()[0]}", f"profile '{build.profile.name}' resets to 0", "Use --profile spec.")
+    if f"{step.name}.mem" in {name for other in build.program.steps for name in other.inputs}:
+        raise build.refuse("another layer reads its membrane", "NIR's neurons put out spikes only", "Use --target onnx.")
+    shape = build.program.wires[step.name]
+    source, theta = one_threshold(build, step.inputs[0], build.plain(step.inputs[0]), theta)
+    _spikes(build, step, lif(build, step.name, source, shape, step.decay, theta, to), shape)

@@ -1,0 +1,90 @@
+"""Who will read the graph: one row per profile. A profile says which node kinds its reader has and how that reader cuts time.
+
+`u_t = d u_{t-1} + x_t ; s_t = 1[u_t > theta]` has no reset, and few readers have both of NIR's nodes for it (LI, Threshold).
+CubaLIF is the node that nearly all have, and it computes the same when the leak sits in the synapse (`tau_syn = dt/(1-d)`) and the
+membrane forgets everything in every step (`tau_mem = dt`): the reset then acts on a state that is about to be discarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["li-threshold", "cuba", "lif"]
+Discretisation = Literal["euler", "exact"]
+
+MAPS = frozenset({"Affine", "Conv2d", "Flatten"})
+ALL = MAPS | {"AvgPool2d", "SumPool2d", "Scale", "Delay", "LI", "Threshold", "CubaLIF", "LIF"}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One row.
+
+    dt               default time step, in `units`
+    form             the nodes of a neuron without reset: `li-threshold`, `cuba`, or `lif` (with a reset that the model has not)
+    nodes            node kinds that the reader has
+    fan_in           the reader adds where two edges meet; where not, skips are carried by relay neurons
+    one_threshold    the reader takes one threshold per layer: weights are divided by theta, and the threshold becomes 1
+    padded_pool      the reader honours the padding of pools
+    many_outputs     the reader can have more than one Output node
+    exact            the graph computes what the program computes
+    """
+
+    name: str
+    description: str
+    dt: float
+    form: Form = "cuba"
+    nodes: frozenset[str] = ALL
+    fan_in: bool = True
+    one_threshold: bool = False
+    padded_pool: bool = True
+    many_outputs: bool = False
+    discretisation: Discretisation = "euler"
+    units: str = "s"
+    exact: bool = True
+
+
+_ROWS = (
+    Profile(
+        "generic",
+        "CubaLIF with a membrane of one step and one threshold per layer: what most readers run (norse, snnTorch, spikingjelly, lava)",
+        1e-4,
+        one_threshold=True,
+        many_outputs=True,
+    ),
+    Profile("spec", "LI -> Threshold, what NIR's equations say without any reset", 1e-4, form="li-threshold", many_outputs=True),
+    Profile(
+        "spyx",
+        "LI -> Threshold, for spyx.nir.from_nir(graph, x, dt=...)",
+        1e-4,
+        form="li-threshold",
+        nodes=MAPS | {"LI", "Threshold", "SumPool2d"},
+    ),
+    Profile(
+        "norse",
+        "CubaLIF, for norse.torch.from_nir(graph, dt=...)",
+        1e-3,
+        nodes=MAPS | {"CubaLIF", "SumPool2d"},
+        fan_in=False,
+        padded_pool=False,
+    ),
+    Profile(
+        "snntorch",
+        "CubaLIF, for snntorch.import_nir.import_from_nir(graph)",
+        1e-4,
+        nodes=MAPS | {"CubaLIF", "AvgPool2d"},
+        one_threshold=True,
+    ),
+    Profile(
+        "lif",
+        "Affine -> LIF with the same decay: a DIFFERENT model, whose neurons reset when they fire",
+        1e-4,
+        form="lif",
+        exact=False,
+    ),
+)
+
+PROFILES: Mapping[str, Profile] = {row.name: row for row in _ROWS}
+"""Profile name -> row; `generic` is the default."""

@@ -1,0 +1,1 @@
+"""Readers: files of other formats become Programs."""
