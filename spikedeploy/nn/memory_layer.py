@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spikedeploy.errors import BadInput, message
+from spikedeploy.nn import memory_native
 from spikedeploy.nn.memory_scan import Inputs, Route
-from spikedeploy.nn.memory_spike import atan
+from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.topk import topk, topk_count
-
-Spike = Callable[[Tensor], Tensor]
 
 
 def _count(where: str, **sizes: int) -> None:
@@ -50,7 +49,7 @@ class MemoryLayer(nn.Module):
         *,
         threshold: float | Tensor = 1.0,
         learn_threshold: bool = False,
-        spike_grad: Spike | None = None,
+        spike_grad: Surrogate | Spike | str | None = None,
         graded_spikes_factor: float | Tensor = 1.0,
         learn_graded_spikes_factor: bool = False,
         state_quant: Spike | None = None,
@@ -70,7 +69,7 @@ class MemoryLayer(nn.Module):
         self.use_q_projection, self.output, self.chunk = use_q_projection, True, chunk
         self.to_v, self.to_k, self.to_alpha = nn.Linear(in_dim, d_value), nn.Linear(in_dim, d_key), nn.Linear(in_dim, d_key)
         self.to_q = nn.Linear(in_dim, cells) if use_q_projection else None
-        self.spike_grad = atan() if spike_grad is None else spike_grad
+        self.spike_grad = recognise(spike_grad)
         self.state_quant = state_quant
         self.topk_k, self.topk_v = topk_count(topk_k, d_key, f"{where} topk_k"), topk_count(topk_v, d_value, f"{where} topk_v")
         self._hold("threshold", self._per_cell(threshold), learn_threshold)
@@ -160,13 +159,25 @@ class MemoryLayer(nn.Module):
             outputs.append(y)
         return torch.cat(outputs), state
 
-    def route(self) -> str:
-        """The method that a call takes now: `method`, with `auto` resolved."""
-        return "prefix" if self.method == "auto" else self.method
+    def route(self, x: Tensor) -> str:
+        """The method that a call on `x` takes: `method`, with `auto` resolved by device, dtype and what is installed.
+
+        Raises `BadInput` where `native` is asked for and cannot be had.
+        """
+        if self.method == "auto":
+            return "native" if memory_native.admits(x) else "prefix"
+        if self.method == "native" and not memory_native.admits(x):
+            found = memory_native.why_not(x)
+            raise BadInput(message(f"{type(self).__name__} method='native'", found, "", "Use method='auto'."))
+        return self.method
+
+    def _run(self, x: Tensor) -> Route:
+        method = self.route(x)
+        return memory_native.states if method == "native" else self.routes[method]
 
     def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         """All states `S (T, B, d, n)` of an input `(T, B, in_dim)`: what is compared with the recurrence. It holds S in memory."""
-        states, _ = self.routes[self.route()](self.project(x), self._check(x, state))
+        states, _ = self._run(x)(self.project(x), self._check(x, state))
         return states
 
     def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -175,7 +186,15 @@ class MemoryLayer(nn.Module):
         Passing the returned state on continues the sequence: pieces give the same numbers as the whole.
         Raises `BadInput` on another shape.
         """
-        start = self._check(x, state)
-        q = None if self.to_q is None else self.to_q(x)
-        y, last = self._torch(self.routes[self.route()], self.project(x), q, start)
+        start, run = self._check(x, state), self._run(x)
+        inputs, q = self.project(x), None if self.to_q is None else self.to_q(x)
+        if run is memory_native.states and isinstance(self.spike_grad, Surrogate) and not self.state_quant:
+            y, last = memory_native.spikes(inputs, q, self.threshold, start, self.spike_grad)
+            y = y if self._plain_spikes() else y * self.graded_spikes_factor
+        else:
+            y, last = self._torch(run, inputs, q, start)
         return (y, last) if return_state else y
+
+    def _plain_spikes(self) -> bool:
+        factor = self.graded_spikes_factor
+        return not factor.requires_grad and factor.numel() == 1 and float(factor) == 1.0
