@@ -1,0 +1,25 @@
+"""Training forms over whole sequences `(T, B, C)`, imported when first used: one row per public name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+EXPORTS: dict[str, str] = {
+    "Leaky": "leaky",
+    "LinearLeaky": "leaky",
+    "StateLeaky": "leaky",
+    "leaky_scan": "scan",
+    "Surrogate": "surrogate",
+}
+"""Public name -> module of this package."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'spikedeploy.nn' has no attribute {name!r}")
+    return getattr(import_module(f"spikedeploy.nn.{EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(EXPORTS)

@@ -1,0 +1,207 @@
+"""One interface to a leaky neuron over a whole sequence, whatever computes it: `leaky_scan`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikedeploy.errors import BadInput, message
+from spikedeploy.nn import scan_native
+from spikedeploy.nn.neuron import METHODS, RESETS, Method, Neuron, Reset
+from spikedeploy.nn.scan_linear import LinearScan
+from spikedeploy.nn.scan_loop import amplify, decay_of, fire, iterate
+from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
+
+Parameter = Tensor | float
+Result = tuple[Tensor | None, Tensor, Tensor | None]
+
+
+def leaky_scan(
+    x: Tensor,
+    decay: Parameter,
+    threshold: Parameter | None = 1.0,
+    *,
+    reset: Reset = "none",
+    reset_delay: bool = True,
+    strict: bool = True,
+    tau: bool = False,
+    initial: Tensor | None = None,
+    graded: Parameter | None = None,
+    surrogate: Surrogate | Spike | str | None = None,
+    wide_state: bool = False,
+    method: Method = "auto",
+    batch_chunk: int | None = None,
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """A leaky neuron over a whole sequence: spikes, membranes and the state after the last step.
+
+        r_t = H(u_{t-1} - threshold)          s_t = graded * H(u_t - threshold)
+        u_t = decay * u_{t-1} + x_t - r_t * threshold      "subtract"
+        u_t = decay * (1 - r_t) * u_{t-1} + x_t            "zero"
+        u_t = decay * u_{t-1} + x_t                        "none"
+
+    x            `(T, B, ...)`, float32 or float64 (other floats are computed in float32)
+    decay        factor per step, or with `tau=True` the time constant in steps: `decay = exp(-1/tau)`; scalar, `(C,)` or broadcast to `x[0]`
+    threshold    like decay; None for membranes without spikes (reset "none" only)
+    reset_delay  False: the reset acts within the step, `u_t -= (H(u_t) - r_t) * threshold` or `* u_t`
+    strict       H(v) is `v > 0`, else `v >= 0`
+    initial      u before the first step, `x[0]`'s shape; zero when not given
+    graded       amplitude of spikes, like decay
+    surrogate    what replaces dH/dv: see `spikedeploy.nn.surrogate`; resets carry no gradient (snnTorch's `detach`)
+    wide_state   keep u in float64 between the steps of a float32 sequence; `final` is then float64
+    method       see docs/training.md; "auto" takes what is fastest where it runs
+    batch_chunk  with the torch routes, lanes are scanned in groups of this many batch items, which bounds temporary memory
+    out          `(spk, mem)` to write into (native only); their former contents must no longer be needed by a backward pass
+
+    Returns `(spk, mem, final)`; spk is None when threshold is. Raises `BadInput` on shapes that do not fit or a route that does not apply.
+    Source: snnTorch 1.0.0, `snntorch/_neurons/leaky.py`.
+    """
+    neuron = Neuron(reset, reset_delay or reset == "none", strict, tau, wide_state, 1, recognise(surrogate), threshold is not None, True)
+    spk, mem, final = scan(x, decay, threshold, graded, initial, neuron, method, batch_chunk, out)
+    assert final is not None
+    return spk, mem, final
+
+
+def scan(
+    x: Tensor,
+    decay: Parameter,
+    threshold: Parameter | None,
+    graded: Parameter | None,
+    initial: Tensor | None,
+    neuron: Neuron,
+    method: Method = "auto",
+    batch_chunk: int | None = None,
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> Result:
+    """`leaky_scan` on a prepared `Neuron`; final is None unless `neuron.final`."""
+    _check(x, threshold, neuron, method)
+    if x.dtype not in (torch.float32, torch.float64):
+        spk, mem, final = scan(x.float(), decay, threshold, graded, initial, neuron, method, batch_chunk)
+        return None if spk is None else spk.to(x.dtype), mem.to(x.dtype), final
+    decay, threshold, graded = (_fit(name, p, x) for name, p in (("decay", decay), ("threshold", threshold), ("graded", graded)))
+    assert decay is not None
+    if initial is not None:
+        initial = _state(initial, x, neuron)
+    route = choose(x, neuron) if method == "auto" else method
+    if route == "iterative":
+        spk, mem, last = iterate(x, decay, threshold, graded, initial, neuron)
+        return spk, mem, last if neuron.final else None
+    if route == "native":
+        return _native(x, decay, threshold, graded, initial, neuron, out)
+    if route == "triton":
+        from spikedeploy.nn.scan_triton import triton_scan
+
+        return triton_scan(x, decay, threshold, graded, initial, neuron)
+    return _linear(x, decay, threshold, graded, initial, neuron, route, batch_chunk)
+
+
+def choose(x: Tensor, neuron: Neuron) -> Method:
+    """The fastest route where `x` lies: native on the CPU, Triton on a GPU, and without them prefix, or the loop where nothing else applies."""
+    known = isinstance(neuron.surrogate, Surrogate)
+    if (neuron.linear or known) and scan_native.admits(x):
+        return "native"
+    if (neuron.linear or known) and x.is_cuda and _triton():
+        return "triton"
+    return "prefix" if neuron.linear and x.shape[0] > 1 else "iterative"
+
+
+def _triton() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None and find_spec("spikedeploy.nn.scan_triton") is not None
+
+
+def _check(x: Tensor, threshold: Parameter | None, neuron: Neuron, method: str) -> None:
+    if x.dim() < 2 or x.numel() == 0:
+        raise BadInput(message("leaky neuron", f"an input of shape {tuple(x.shape)}", "(T, B, ...) is needed, with no empty axis"))
+    if not x.is_floating_point():
+        raise BadInput(message("leaky neuron", f"an input of {x.dtype}", "floating point is needed", "Call `x.float()`."))
+    if neuron.reset not in RESETS:
+        raise BadInput(message("leaky neuron", f"reset {neuron.reset!r}", f"one of {', '.join(RESETS)} is needed"))
+    if method not in METHODS:
+        raise BadInput(message("leaky neuron", f"method {method!r}", f"one of {', '.join(METHODS)} is needed"))
+    if neuron.linear:
+        return
+    if threshold is None:
+        raise BadInput(message("leaky neuron", f"reset {neuron.reset!r} without a threshold", "a reset needs one"))
+    if method in ("convolution", "prefix", "associative"):
+        raise BadInput(
+            message("leaky neuron", f"method {method!r} with reset {neuron.reset!r}", "a reset makes the membrane nonlinear in its past",
+                    'Use "native", "iterative" or "auto".')
+        )  # fmt: skip
+    if method in ("native", "triton") and not isinstance(neuron.surrogate, Surrogate):
+        raise BadInput(
+            message("leaky neuron", f"method {method!r} with a reset and a surrogate of your own", "the kernels know the named surrogates only",
+                    'Use method "iterative", or a name of spikedeploy.nn.surrogate.')
+        )  # fmt: skip
+
+
+def _fit(name: str, p: Parameter | None, x: Tensor) -> Tensor | None:
+    """A parameter of one value, of one per channel (the last axis), or else expanded to `x[0]`."""
+    if p is None:
+        return None
+    if not isinstance(p, Tensor):
+        return torch.tensor(p, dtype=x.dtype, device=x.device)
+    if p.dtype not in (torch.float32, torch.float64):
+        p = p.float()
+    if p.numel() == 1 or p.shape == x.shape[-1:]:
+        return p.contiguous()
+    try:
+        return p.expand(x.shape[1:]).contiguous()
+    except RuntimeError:
+        needed = f"one value, ({x.shape[-1]},) or a shape that broadcasts to {tuple(x.shape[1:])} is needed"
+        raise BadInput(message("leaky neuron", f"{name} of shape {tuple(p.shape)}", needed)) from None
+
+
+def _state(initial: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
+    if initial.shape != x.shape[1:]:
+        raise BadInput(message("leaky neuron", f"an initial state of shape {tuple(initial.shape)}", f"{tuple(x.shape[1:])} is needed"))
+    return initial.to(torch.float64 if neuron.wide_state else x.dtype).contiguous()
+
+
+def _native(
+    x: Tensor, decay: Tensor, threshold: Tensor | None, graded: Tensor | None, initial: Tensor | None, neuron: Neuron, out: Any
+) -> Result:
+    if not scan_native.admits(x):
+        found = scan_native.native.why_not() or f"an input on {x.device}"
+        raise BadInput(
+            message("leaky neuron, method 'native'", found, "the compiled core and a CPU tensor are needed", 'Use method "auto".')
+        )
+    if isinstance(neuron.surrogate, Surrogate) or not neuron.spikes:
+        return scan_native.NativeLeaky.apply(x, decay, threshold, graded, initial, neuron, out)
+    silent = replace(neuron, spikes=False, surrogate=Surrogate())
+    _, mem, final = scan_native.NativeLeaky.apply(x, decay, None, None, initial, silent, None)
+    return _spikes(mem, threshold, graded, neuron), mem, final
+
+
+def _linear(
+    x: Tensor,
+    decay: Tensor,
+    threshold: Tensor | None,
+    graded: Tensor | None,
+    initial: Tensor | None,
+    neuron: Neuron,
+    route: str,
+    chunk: int | None,
+) -> Result:
+    lanes = x[0].numel()
+    d = decay_of(decay, neuron, torch.float64).flatten()
+    if d.numel() > 1:
+        d = d.repeat(lanes // d.numel())
+    start = x.new_zeros(lanes, dtype=torch.float64) if initial is None else initial.double().flatten()
+    mem = LinearScan.apply(
+        x.reshape(len(x), lanes).contiguous(), d, start, route, lanes if chunk is None else chunk * (lanes // x.shape[1])
+    )
+    mem = mem.view(x.shape)
+    final = mem[-1].to(torch.float64 if neuron.wide_state else x.dtype) if neuron.final else None
+    return _spikes(mem, threshold, graded, neuron), mem, final
+
+
+def _spikes(mem: Tensor, threshold: Tensor | None, graded: Tensor | None, neuron: Neuron) -> Tensor | None:
+    if not neuron.spikes or threshold is None:
+        return None
+    spk = fire(mem, threshold, neuron)
+    return spk if graded is None else amplify(spk, graded, neuron)
