@@ -6,7 +6,7 @@ tensors and put back by name, so a checkpoint keeps what training made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import snntorch
@@ -45,7 +45,7 @@ class Refused(Exception):
 
 def describe_surrogate(function: Any) -> Plain:
     """A surrogate gradient as its name and numbers; `custom` when it is nobody's but fires as all of them do."""
-    if getattr(function, "__name__", "") == "_surrogate_bypass":
+    if "_surrogate_bypass" in (function, getattr(function, "__name__", "")):
         return {"name": "none"}
     name = getattr(function, "__qualname__", "").split(".")[0]
     if getattr(function, "__module__", "") == "snntorch.surrogate" and name in SURROGATES:
@@ -70,7 +70,9 @@ def _check_heaviside(function: Any) -> None:
         raise Refused(f"its spike_grad fails ({type(error).__name__}: {error})", "a surrogate gradient of snnTorch is needed") from None
     if fires != [0.0, 0.0, 0.0, 1.0, 1.0]:
         raise Refused(
-            f"its spike_grad gives {fires} at {probe.tolist()}", "a neuron that fires 1 above zero and else 0 is needed", "Use one of snntorch.surrogate."
+            f"its spike_grad gives {fires} at {probe.tolist()}",
+            "a neuron that fires 1 above zero and else 0 is needed",
+            "Use one of snntorch.surrogate.",
         )
 
 
@@ -111,7 +113,7 @@ def _levels(function: Any) -> list[float] | None:
 
 
 def _quantiser(levels: list[float] | None) -> Any:
-    return Quantiser(torch.tensor(levels)) if levels else False
+    return Quantiser(torch.tensor(levels, device="cpu")) if levels else False
 
 
 def neuron_arguments(m: Any) -> Plain:
@@ -187,7 +189,9 @@ def _build_associative(plain: Plain) -> nn.Module:
 
 def _same(cls: type[nn.Module], *names: str, **fixed: Any) -> tuple[Describe, Build]:
     """A row for a class whose constructor arguments are attributes of the same name."""
-    return lambda m: {name: _number(getattr(m, name)) for name in names}, lambda plain: cls(**{name: _tuple(plain[name]) for name in names}, **fixed)
+    return lambda m: {name: _number(getattr(m, name)) for name in names}, lambda plain: cls(
+        **{name: _tuple(plain[name]) for name in names}, **fixed
+    )
 
 
 def _number(value: Any) -> Any:
@@ -279,14 +283,95 @@ def describe(path: str, module: nn.Module) -> Plain:
         raise ModelRefused(message(where, *error.parts)) from None
 
 
-def build(path: str, plain: Plain) -> nn.Module:
-    """The layer from plain data, with fresh parameters. Raises `ModelRefused`, or whatever its constructor raises on nonsense."""
+def build(path: str, plain: Plain, tensors: Mapping[str, Tensor], learned: Collection[str]) -> nn.Module:
+    """The layer from plain data and its tensors by name; those in `learned` become parameters.
+
+    The constructor runs on torch's meta device, so that no size in `plain` makes it allocate. Raises `ModelRefused` on an unknown class,
+    `ValueError` on tensors that do not fit, or whatever a constructor raises on nonsense.
+    """
     cls = _BY_NAME.get(plain["class"])
+    where = f"layer '{path}' ({plain['class']})"
     if cls is None:
-        raise ModelRefused(
-            message(f"layer '{path}' ({plain['class']})", "this version does not know it", "one of " + ", ".join(sorted(_BY_NAME)) + " is needed")
-        )
+        raise ModelRefused(message(where, "this version does not know it", "one of " + ", ".join(sorted(_BY_NAME)) + " is needed"))
     try:
-        return LAYERS[cls][1](plain["arguments"])
+        with torch.device("meta"):
+            layer = LAYERS[cls][1](plain["arguments"])
     except Refused as error:
-        raise ModelRefused(message(f"layer '{path}' ({plain['class']})", *error.parts)) from None
+        raise ModelRefused(message(where, *error.parts)) from None
+    names = list(layer.state_dict(keep_vars=True))
+    if set(names) != set(tensors):
+        raise ValueError(f"{where} needs {names} and has {sorted(tensors)}")
+    for name in names:
+        _put(layer, name, tensors[name], name in learned)
+    _settle(layer)
+    return layer.eval()
+
+
+def _put(layer: nn.Module, key: str, value: Tensor, learned: bool) -> None:
+    """Put a stored tensor in its place, as parameter or buffer as it was. Where the constructor made a scalar, training may have made it
+    per channel.
+
+    Straight into the tables: snnTorch's reset-free neurons hold a stale buffer `beta` behind a property of that name.
+    """
+    *outer, name = key.split(".")
+    for part in outer:
+        layer = layer.get_submodule(part)
+    made = layer._parameters.pop(name, None)
+    made = layer._buffers.pop(name, None) if made is None else made
+    if made is None:
+        raise ValueError(f"no place for '{key}'")
+    if made.shape != value.shape and made.ndim:
+        raise ValueError(f"'{key}' of shape {tuple(value.shape)} where {tuple(made.shape)} is needed")
+    if learned:
+        layer._parameters[name] = nn.Parameter(value)
+    else:
+        layer._buffers[name] = value
+
+
+def _settle(layer: nn.Module) -> None:
+    """States that are not stored (snnTorch's `mem`) start empty on the CPU."""
+    for module in layer.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+class _Stored:
+    """What a pickled layer had as attributes, readable like the layer itself."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        for table in ("_parameters", "_buffers"):
+            if name in self._state.get(table, {}):
+                return self._state[table][name]
+        if name in self._state.get("_modules", {}):
+            return _Stored(self._state["_modules"][name].state)
+        if name == "reset_mechanism":
+            name = "_reset_mechanism"
+        if name not in self._state:
+            raise ValueError(f"the stored layer has no '{name}'")
+        return self._state[name]
+
+
+def _stored_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    hidden = state.get("_non_persistent_buffers_set", ())
+    own = {**state["_parameters"], **{k: v for k, v in state["_buffers"].items() if k not in hidden}}
+    found = {prefix + name: value for name, value in own.items() if isinstance(value, Tensor)}
+    for name, child in state["_modules"].items():
+        if child is not None:
+            found |= _stored_tensors(child.state, f"{prefix}{name}.")
+    return found
+
+
+def recorded_layer(kind: str, state: Mapping[str, Any]) -> nn.Module:
+    """A layer from the attributes of a pickled one: described as a live layer is, then built by its own constructor."""
+    cls = _BY_NAME[kind]
+    tensors = _stored_tensors(state)
+    learned = [name for name, value in tensors.items() if isinstance(value, nn.Parameter)]
+    try:
+        plain = LAYERS[cls][0](_Stored(state))  # type: ignore[arg-type]
+    except Refused as error:
+        raise ModelRefused(message(f"layer ({cls.__name__})", *error.parts)) from None
+    return build(cls.__name__, {"class": kind, "arguments": plain}, {k: v.detach() for k, v in tensors.items()}, learned)

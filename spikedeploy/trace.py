@@ -1,7 +1,7 @@
 """A torch model as a plain list of calls: what `save` stores, `load` interprets and `convert` lowers.
 
-torch.fx records the calls of `forward` with the known layers as leaves. The result is data: names, numbers and references, every function and
-method taken from the two fixed tables below. No source text is generated or executed, so a graph read from a file can do nothing that
+torch.fx records the calls of `forward` with the known layers as leaves. The result is data: names, numbers and references, every function
+and method taken from the two fixed tables below. No source text is generated or executed, so a graph read from a file can do nothing that
 these tables do not list.
 """
 
@@ -29,7 +29,8 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One call. op: `input`, `module` (target: dotted path), `function`, `method` (target: a name of the tables), `tensor` (a parameter or constant
+    """One call. op: `input`, `module` (target: dotted path), `function`, `method` (target: a name of the tables), `tensor` (a parameter
+    or constant
     of the model by path), `over_time` (target: path of a step graph), `output` (args[0] is what the model returns)."""
 
     name: str
@@ -111,9 +112,76 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Every function that a graph may call. Being here lets a model be saved and loaded; whether it can be lowered is another table."""
 
 METHODS = frozenset(
-    "add sub mul div neg abs exp log sqrt square tanh sigmoid relu clamp softmax log_softmax flatten unflatten reshape view view_as reshape_as "
-    "unsqueeze squeeze permute transpose movedim swapaxes t mean sum max min amax amin split chunk unbind cumsum cumprod flip roll diff sort matmul "
-    "contiguous size dim float double long int to type_as clone detach expand expand_as repeat argmax norm std var prod median select narrow ndimension".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "abs",
+        "exp",
+        "log",
+        "sqrt",
+        "square",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "clamp",
+        "softmax",
+        "log_softmax",
+        "flatten",
+        "unflatten",
+        "reshape",
+        "view",
+        "view_as",
+        "reshape_as",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "transpose",
+        "movedim",
+        "swapaxes",
+        "t",
+        "mean",
+        "sum",
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "split",
+        "chunk",
+        "unbind",
+        "cumsum",
+        "cumprod",
+        "flip",
+        "roll",
+        "diff",
+        "sort",
+        "matmul",
+        "contiguous",
+        "size",
+        "dim",
+        "float",
+        "double",
+        "long",
+        "int",
+        "to",
+        "type_as",
+        "clone",
+        "detach",
+        "expand",
+        "expand_as",
+        "repeat",
+        "argmax",
+        "norm",
+        "std",
+        "var",
+        "prod",
+        "median",
+        "select",
+        "narrow",
+        "ndimension",
+    ]
 )
 """Every tensor method that a graph may call."""
 
@@ -251,7 +319,9 @@ def _plain(node: fx.Node, value: Any) -> Any:
 class Traced(nn.Module):
     """A model rebuilt from a graph: `forward` interprets the nodes one by one, with autograd as usual."""
 
-    def __init__(self, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.graph_ = graph
         self.example = dict(example or {})

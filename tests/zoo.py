@@ -200,7 +200,8 @@ class Tokens(nn.Module):
 def tokens() -> Zoo:
     torch.manual_seed(11)
     model = Tokens()
-    nn.init.normal_(model.mem.to_v.weight, std=2.0)
+    for layer in (model.mem.to_v, model.mem.to_k, model.up):
+        nn.init.normal_(layer.weight, std=1.5)
     return model.eval(), torch.randint(0, 11, (9, 2), generator=torch.Generator().manual_seed(1))
 
 
@@ -243,6 +244,7 @@ def dyadic_gen2() -> Zoo:
     model = _dyadic(Gen2())
     nn.init.zeros_(model.mem1.to_alpha.weight)
     nn.init.zeros_(model.mem1.to_alpha.bias)
+    model.lif.tau = torch.tensor(1 / math.log(2))
     return model.eval(), _whole(6, 2, 5)
 
 

@@ -1,0 +1,319 @@
+"""Store a model as plain data and get it back: `save`, `load`, and `load_model` for what the command line is given.
+
+The file is one torch.save archive that loads with `weights_only=True`: `{"format", "version", "graph" (JSON text), "tensors" (a
+state_dict)}`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikedeploy import __version__, torchfile
+from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError, message
+from spikedeploy.layers import LAYERS, build, describe, layer_name, recorded_layer
+from spikedeploy.trace import FUNCTIONS, METHODS, Graph, Node, Ref, Traced, trace
+
+FORMAT, VERSION = "spikedeploy.checkpoint", 1
+
+
+def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
+    """Store `model` at `path`: its graph as JSON, its tensors as a state_dict, the example's shape and dtype.
+
+    example_input `(T, B, *shape)`. The same model gives the same bytes. Written whole or not at all: a failure leaves the old file, and
+    nothing beside it. Raises `ModelRefused` where the model cannot be traced or holds a layer that is not plain data, `BadInput` where
+    the file cannot be written.
+    """
+    from spikedeploy.convert import example_of
+
+    example = example_of(model, example_input)
+    write_atomic(path, dump(model, example))
+
+
+def dump(model: nn.Module, example: Tensor) -> bytes:
+    """The checkpoint's bytes."""
+    graph, layers, tensors = trace(model)
+    stored = {key: _own(value) for key, value in sorted(_state(layers, tensors).items())}
+    header = {
+        "producer": f"spikedeploy {__version__}",
+        "input": {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")},
+        "layers": {path: describe(path, layer) for path, layer in layers.items()},
+        "tensors": list(tensors),
+        "learned": sorted(key for key, value in _state(layers, tensors).items() if isinstance(value, nn.Parameter)),
+        "nodes": [_plain_node(node) for node in graph.nodes],
+        "steps": {path: [_plain_node(node) for node in inner.nodes] for path, inner in graph.steps.items()},
+    }
+    buffer = io.BytesIO()
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    torch.save({"format": FORMAT, "version": VERSION, "graph": text, "tensors": stored}, buffer)
+    return buffer.getvalue()
+
+
+def _state(layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors by full name; parameters as such."""
+    found = {f"{path}.{key}": value for path, layer in layers.items() for key, value in layer.state_dict(keep_vars=True).items()}
+    return found | dict(tensors)
+
+
+def _own(value: Tensor) -> Tensor:
+    """A copy with a storage of its own in the same memory order (bits of a product can depend on that)."""
+    return value.detach().cpu().clone(memory_format=torch.preserve_format)
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON: numbers, strings, None and lists as they are; everything else as a dict of one key."""
+    if isinstance(value, Ref):
+        return {"node": value.node}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item) for item in value]}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"dict": {key: _plain(item) for key, item in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    return {"ellipsis": True} if value is Ellipsis else value
+
+
+def _value(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return [_value(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, item),) = plain.items()
+    if kind == "dtype":
+        return torchfile.DTYPES[f"torch.{item}"]
+    return _KINDS[kind](item)
+
+
+_KINDS: Mapping[str, Callable[[Any], Any]] = {
+    "node": Ref,
+    "tuple": lambda items: tuple(_value(item) for item in items),
+    "dict": lambda items: {key: _value(item) for key, item in items.items()},
+    "slice": lambda items: slice(*(_value(item) for item in items)),
+    "ellipsis": lambda _: Ellipsis,
+}
+
+
+def _plain_node(node: Node) -> list[Any]:
+    return [node.name, node.op, node.target, _plain(node.args), _plain(dict(node.kwargs))]
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write beside the target, flush to the disk, replace: the old file or the new one, never a part, nothing left over."""
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(_mode(path))
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise BadInput(
+            message(f"file '{path.name}'", f"it cannot be written ({error.strerror or error})", "a writable path with free space is needed")
+        ) from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced, or what a new file would get."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def load(path: str | Path) -> nn.Module:
+    """The model that `save` stored, in eval mode: same outputs bit for bit, same parameter names. Nothing from the file is run.
+
+    Raises `BadInput` where the file is missing, damaged or of another kind, `ModelRefused` where it names a layer that this version does
+    not know.
+    """
+    content = torchfile.read(path)
+    where = f"file '{Path(path).name}'"
+    if not _is_checkpoint(content):
+        raise BadInput(
+            message(
+                where,
+                f"it holds {_kind(content)}",
+                "a checkpoint from spikedeploy.save is needed",
+                "For a bare state_dict name the model that it belongs to: --model package.module:factory.",
+            )
+        )
+    return _rebuild(where, content)
+
+
+def _is_checkpoint(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values()):
+        return f"a bare state_dict of {len(content)} tensors"
+    return f"a {type(content).__name__}"
+
+
+def _rebuild(where: str, content: Mapping[str, Any]) -> Traced:
+    if content.get("version") != VERSION:
+        raise BadInput(
+            message(
+                where, f"{FORMAT} version {content.get('version')}", f"version {VERSION} is needed", "Use the spikedeploy that wrote it."
+            )
+        )
+    try:
+        header = json.loads(content["graph"])
+        tensors = {str(key): value for key, value in content["tensors"].items() if isinstance(value, Tensor)}
+        model = _model(header, tensors)
+    except SpikedeployError:
+        raise
+    except RecursionError:
+        raise BadInput(message(where, "its graph is nested too deeply", "a graph as spikedeploy.save writes it is needed")) from None
+    except Exception as error:  # nonsense in the graph fails in whatever reads it first
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise BadInput(message(where, f"its graph is unreadable ({reason})", "a graph as spikedeploy.save writes it is needed")) from None
+    return model
+
+
+def _model(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Traced:
+    learned = set(header["learned"])
+    direct = {path: nn.Parameter(tensors[path]) if path in learned else tensors[path] for path in header["tensors"]}
+    owners = {key: _owner(key, header["layers"]) for key in tensors if key not in direct}
+    layers = {}
+    for path, plain in header["layers"].items():
+        own = {key.removeprefix(f"{path}."): tensors[key] for key, owner in owners.items() if owner == path}
+        layers[path] = build(path, plain, own, [key.removeprefix(f"{path}.") for key in learned if owners.get(key) == path])
+    graph = Graph(_nodes(header["nodes"]), {path: Graph(_nodes(inner)) for path, inner in header["steps"].items()})
+    return Traced(graph, layers, direct, header["input"]).eval()  # type: ignore[return-value]
+
+
+def _owner(key: str, layers: Mapping[str, Any]) -> str:
+    """The layer that a tensor belongs to: the longest path that its name begins with."""
+    found = [path for path in layers if key.startswith(f"{path}.")]
+    if not found:
+        raise ValueError(f"a tensor '{key}' of no layer")
+    return max(found, key=len)
+
+
+def _nodes(plain: list[Any]) -> tuple[Node, ...]:
+    nodes, known = [], set()
+    for name, op, target, args, kwargs in plain:
+        allowed = {"function": target in FUNCTIONS, "method": target in METHODS}.get(
+            op, op in ("input", "module", "tensor", "output", "over_time")
+        )
+        if not allowed or not isinstance(name, str) or name in known:
+            raise ModelRefused(
+                message(f"operation '{name}'", f"the graph calls {op} '{target}'", "one of the known layers and operations is needed")
+            )
+        known.add(name)
+        nodes.append(Node(name, op, target, _value(args), _value(kwargs)))
+    return tuple(nodes)
+
+
+def load_model(path: str | Path, model: str | None = None) -> nn.Module:
+    """The model in a file, whichever of the accepted kinds it is: a checkpoint of `save`; a bare state_dict with `model` =
+    `package.module:factory`, a
+    function without arguments that makes the module; or an `nn.Sequential` of known layers pickled whole by `torch.save`.
+
+    Raises `BadInput` or `ModelRefused`; nothing from the file is run. The factory is the caller's own code and is.
+    """
+    where = f"file '{Path(path).name}'"
+    content = torchfile.read(path, _pickled_names())
+    if _is_checkpoint(content):
+        return _rebuild(where, content)
+    if isinstance(content, torchfile.Recorded):
+        try:
+            return _sequential(content)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise BadInput(message(where, f"its layers are unreadable ({error})", "a checkpoint from spikedeploy.save is needed")) from None
+    if isinstance(content, dict) and "state_dict" in content and isinstance(content["state_dict"], dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise BadInput(
+            message(where, f"it holds {_kind(content)}", "a checkpoint from spikedeploy.save, a state_dict or an nn.Sequential is needed")
+        )
+    if model is None:
+        raise BadInput(
+            message(
+                where,
+                f"it holds {_kind(content)}",
+                "the model that it belongs to is needed",
+                "Name a function that makes it: --model package.module:factory.",
+            )
+        )
+    return _filled(where, model, content)
+
+
+def _pickled_names() -> dict[str, str]:
+    names = {f"{cls.__module__}.{cls.__qualname__}": layer_name(cls) for cls in LAYERS}
+    return names | {"torch.nn.modules.container.Sequential": "torch.Sequential"}
+
+
+def _sequential(recorded: torchfile.Recorded, depth: int = 0) -> nn.Module:
+    """Real layers from the recorded ones, built by their own constructors from the plain values that were stored."""
+    if depth > 16:
+        raise ValueError("containers nested deeper than 16")
+    if recorded.kind != "torch.Sequential":
+        return recorded_layer(recorded.kind, recorded.state)
+    children = recorded.state["_modules"].items()
+    return nn.Sequential(OrderedDict((name, _sequential(child, depth + 1)) for name, child in children)).eval()
+
+
+def _filled(where: str, factory: str, state: dict[str, Tensor]) -> nn.Module:
+    made = call_factory(factory)
+    try:
+        missing, unexpected = made.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise BadInput(
+            message(
+                where,
+                f"its tensors do not fit {factory} ({' '.join(str(error).split())[:300]})",
+                "tensors of the model's own shapes are needed",
+            )
+        ) from None
+    if missing or unexpected:
+        raise BadInput(
+            message(
+                where,
+                f"its tensors do not fit {factory} (missing {missing[:3]}, unexpected {unexpected[:3]})",
+                "the state_dict of that model is needed",
+            )
+        )
+    return made.eval()
+
+
+def call_factory(factory: str) -> nn.Module:
+    """The module that `package.module:function` makes."""
+    where = f"--model {factory}"
+    module, _, name = factory.partition(":")
+    if not module or not name:
+        raise BadInput(message(where, "it has no colon", "package.module:factory is needed"))
+    try:
+        made = getattr(import_module(module), name)()
+    except SpikedeployError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise BadInput(
+            message(where, f"it failed ({type(error).__name__}: {error})", "a function without arguments that makes the model is needed")
+        ) from None
+    if not isinstance(made, nn.Module):
+        raise BadInput(message(where, f"it made a {type(made).__name__}", "a torch module is needed"))
+    return made

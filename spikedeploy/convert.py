@@ -1,0 +1,283 @@
+"""From a trained torch model to its program: one probe run for the shapes, then one rule per call of the forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spikedeploy.errors import BadInput, ModelRefused, message
+from spikedeploy.lower import lower_layer, lower_operation
+from spikedeploy.lower.builder import INPUT, Builder, Call, Reduced, Wire, constant
+from spikedeploy.program import Output, Program
+from spikedeploy.trace import Graph, Node, Traced, evaluating, interpret, map_refs, trace
+
+Semantics = Literal["recurrence", "snntorch-1.0.0"]
+PROBE_T, PROBE_B = 3, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversion:
+    """A program together with the traced model it came from: `values` says which wire holds the value of which node."""
+
+    program: Program
+    graph: Graph
+    layers: Mapping[str, nn.Module]
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+def convert(
+    model: nn.Module,
+    example_input: Tensor | None = None,
+    *,
+    semantics: Semantics | None = None,
+    truncation: Literal["exact", "drop"] = "exact",
+) -> Program:
+    """The iterative form of a trained model: one time step as a frozen list of steps.
+
+    model          any traceable torch module of known layers; it is read in eval mode and not changed
+    example_input  `(T, B, *shape)`: only its shape and dtype matter; a model from `spikedeploy.load` remembers its own
+    semantics      of Gen2 layers: None takes what each class was trained with (`snntorch-1.0.0` for snnTorch's AssociativeLeaky,
+                   `recurrence` for ours)
+    truncation     of `kernel_truncation_steps`: "exact" keeps it by a delay line, "drop" leaves it out and notes the bound in
+                   `program.notes`
+
+    Raises `ModelRefused` naming the layer, what was found, what is needed and what to do; `BadInput` when the example does not fit the
+    model.
+    """
+    return conversion(model, example_input, semantics=semantics, truncation=truncation).program
+
+
+def conversion(
+    model: nn.Module,
+    example_input: Tensor | None = None,
+    *,
+    semantics: Semantics | None = None,
+    truncation: Literal["exact", "drop"] = "exact",
+) -> Conversion:
+    """As `convert`, with what is needed to run the parallel model layer by layer beside the program."""
+    if semantics not in (None, "recurrence", "snntorch-1.0.0") or truncation not in ("exact", "drop"):
+        raise BadInput(
+            message(
+                "convert",
+                f"semantics={semantics!r}, truncation={truncation!r}",
+                "None, 'recurrence' or 'snntorch-1.0.0'; 'exact' or 'drop'",
+            )
+        )
+    example = example_of(model, example_input)
+    graph, layers, tensors = trace(model)
+    x, results = _probe(model, graph, layers, tensors, example)
+    builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
+    builder.shapes[INPUT] = tuple(int(n) for n in x.shape[2:])
+    values = _lower(builder, graph, layers, tensors, x, results)
+    program = Program(
+        input_shape=builder.shapes[INPUT],
+        steps=tuple(builder.steps),
+        outputs=tuple(_outputs(values["output"])),
+        input_kind="float" if x.is_floating_point() else "index",
+        origin=builder.origin,
+        notes=tuple(builder.notes),
+    )
+    return Conversion(program, graph, layers, tensors, values)
+
+
+def example_of(model: nn.Module, example: Any) -> Tensor:
+    """The example `(T, B, *shape)`, checked; for a loaded model zeros of the shape it was saved with."""
+    if example is None and isinstance(model, Traced) and model.example:
+        return torch.zeros(model.example["shape"], dtype=getattr(torch, model.example["dtype"]))
+    if example is None:
+        raise BadInput(message("example_input", "none was given", "a tensor (T, B, *shape) is needed: only its shape and dtype matter"))
+    try:
+        example = torch.as_tensor(example)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadInput(message("example_input", f"a {type(example).__name__}", "a tensor (T, B, *shape) is needed")) from None
+    if example.ndim < 2 or 0 in example.shape:
+        raise BadInput(message("example_input", f"shape {tuple(example.shape)}", "(T, B, *shape) with every axis at least 1 is needed"))
+    if example.is_complex() or example.dtype == torch.bool:
+        raise BadInput(message("example_input", f"dtype {example.dtype}", "real or whole numbers are needed"))
+    return example
+
+
+def _probe(
+    model: nn.Module, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Tensor
+) -> tuple[Tensor, Mapping[str, Any]]:
+    """Run the graph on zeros of the example's shape, T and B replaced by 3 and 2 so that no axis is mistaken for another; with the
+    example's own T and B
+    where the model insists on them."""
+    for shape in ((PROBE_T, PROBE_B, *example.shape[2:]), tuple(example.shape)):
+        x = torch.zeros(shape, dtype=example.dtype)
+        results: dict[str, Any] = {}
+
+        def seen(node: Node, value: Any, results: dict[str, Any] = results) -> Any:
+            results[node.name] = value
+            return value
+
+        try:
+            with torch.no_grad(), evaluating(model):
+                results["output"] = interpret(graph, layers, tensors, x, seen)
+        except ModelRefused:
+            raise
+        except Exception as error:  # any layer may refuse the shape in its own way
+            failed, node = error, next((n for n in graph.nodes if n.name not in results and n.op != "output"), None)
+            continue
+        return x, results
+    where = f"layer '{node.target}' ({type(layers[node.target]).__name__})" if node is not None and node.op == "module" else "model"
+    raise BadInput(
+        message(
+            where,
+            f"it fails on the example input of shape {tuple(example.shape)} ({str(failed).strip().splitlines()[0]})",
+            "an example (T, B, *shape) that the model accepts is needed",
+        )
+    )
+
+
+def _lower(
+    builder: Builder, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], x: Tensor, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    axes = ("T", "B", *("f",) * (x.ndim - 2))
+    values: dict[str, Any] = {}
+    used: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        args = map_refs(node.args, lambda ref: values[ref.node])
+        kwargs = map_refs(node.kwargs, lambda ref: values[ref.node])
+        if node.op == "output":
+            values["output"] = args[0]
+        elif node.op == "input":
+            values[node.name] = Wire(INPUT, axes, tuple(int(n) for n in x.shape))
+        elif node.op == "tensor":
+            values[node.name] = tensors[node.target]
+        else:
+            call = _call(builder, index, node, layers, args, kwargs, results[node.name], used)
+            _check_in_place(call, graph, node, layers)
+            values[node.name] = _apply(call, node, layers)
+    return values
+
+
+def _call(
+    builder: Builder, index: int, node: Node, layers: Mapping[str, nn.Module], args: Any, kwargs: Any, result: Any, used: set[str]
+) -> Call:
+    if node.op != "module":
+        origin = node.target if node.op == "function" else f"method.{node.target}"
+        name = builder.fresh(node.name)
+        return Call(builder, name, f"operation '{node.name}' ({origin.split('.')[-1]})", origin, args, kwargs, result)
+    name = node.target if node.target not in used else builder.fresh(node.target)
+    used.add(node.target)
+    kind = type(layers[node.target]).__name__
+    return Call(builder, name, f"layer {index} '{node.target}' ({kind})", kind, args, kwargs, result)
+
+
+def _apply(call: Call, node: Node, layers: Mapping[str, nn.Module]) -> Any:
+    if node.op == "module":
+        return lower_layer(call, layers[node.target])
+    if node.target == "getattr":
+        return _attribute(call)
+    if not _depends(call.args) and not _depends(call.kwargs):
+        return call.result  # arithmetic on sizes and constants
+    return lower_operation(call)
+
+
+def _depends(value: Any) -> bool:
+    """Whether a value was computed from the model's input."""
+    if isinstance(value, (tuple, list)):
+        return any(_depends(item) for item in value)
+    if isinstance(value, Mapping):
+        return any(_depends(item) for item in value.values())
+    return isinstance(value, (Wire, Reduced))
+
+
+def _attribute(call: Call) -> Any:
+    value, name = call.args
+    if isinstance(value, Mapping):
+        return value[name]
+    if name == "shape" and isinstance(value, (Wire, Reduced)):
+        from spikedeploy.lower.wiring import size
+
+        return size(call)
+    if name in ("ndim", "dtype", "device"):
+        return call.result
+    raise call.refuse(f"it reads .{name}", "shape, or values of a maximum over time, can be read")
+
+
+_ALIASES = frozenset(
+    [
+        "flatten",
+        "unflatten",
+        "reshape",
+        "view",
+        "view_as",
+        "reshape_as",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "transpose",
+        "movedim",
+        "swapaxes",
+        "t",
+        "getitem",
+        "contiguous",
+        "to",
+        "float",
+        "detach",
+        "select",
+    ]
+)
+
+
+def _check_in_place(call: Call, graph: Graph, node: Node, layers: Mapping[str, nn.Module]) -> None:
+    """An operation in place changes what other readers of its operand see: allowed only where there are none."""
+    module = layers.get(node.target) if node.op == "module" else None
+    in_place = node.target in ("operator.iadd", "operator.isub", "operator.imul", "operator.itruediv") or getattr(module, "inplace", False)
+    if not in_place or isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)) or not _depends(call.args[:1]):
+        return
+    operand = next(n for n in graph.nodes if n.name == node.args[0].node)
+    kind = type(layers[operand.target]).__name__ if operand.op == "module" else operand.target.split(".")[-1]
+    fresh = operand.op != "input" and kind not in _ALIASES and kind not in ("Dropout", "Identity", "Flatten", "Unflatten")
+    if not fresh or len(graph.users(operand.name)) > 1:
+        raise call.refuse(
+            "it changes a tensor in place that is also read elsewhere",
+            "an operation with a result of its own is needed",
+            "Write y = a + b, or inplace=False.",
+        )
+
+
+def _outputs(value: Any) -> list[Output]:
+    """What the model returns, flat: one result is `output`, several are `output_0`, ..., a dict keeps its keys."""
+    if isinstance(value, Mapping):
+        named = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, (tuple, list)):
+        flat = list(flatten(value))
+        named = [(f"output_{i}", item) for i, item in enumerate(flat)] if len(flat) > 1 else [("output", item) for item in flat]
+    else:
+        named = [("output", value)]
+    return [_output(name, item) for name, item in named]
+
+
+def flatten(value: Any) -> list[Any]:
+    """A nested result as a flat list, in the order of the program's outputs."""
+    if isinstance(value, Mapping):
+        return [item for key in value for item in flatten(value[key])]
+    if isinstance(value, (tuple, list)):
+        return [item for part in value for item in flatten(part)]
+    return [value]
+
+
+def _output(name: str, value: Any) -> Output:
+    where = f"output '{name}'"
+    if isinstance(value, Mapping) or constant(value) or not isinstance(value, (Wire, Reduced)):
+        raise ModelRefused(message(where, f"it is a {type(value).__name__}", "a tensor computed from the input is needed"))
+    wire, reduce = (value.wire, value.reduce) if isinstance(value, Reduced) else (value, "none")
+    leads = ("B",) if isinstance(value, Reduced) else ("T", "B")
+    if wire.axes != (*leads, *("f",) * len(wire.shape)):
+        raise ModelRefused(
+            message(
+                where,
+                f"its axes are {tuple(wire.axes)}",
+                f"({', '.join(leads)}, features) are needed",
+                "Part time and batch again before returning.",
+            )
+        )
+    return Output(name, wire.name, reduce)  # type: ignore[arg-type]

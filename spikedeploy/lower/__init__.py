@@ -1,0 +1,119 @@
+"""Lowering: from the calls of a traced torch model to the steps of a program. Two tables, one row per layer class and per operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import snntorch
+from torch import nn
+
+from spikedeploy.lower import arithmetic as A
+from spikedeploy.lower import maps as M
+from spikedeploy.lower import memory, neurons
+from spikedeploy.lower import wiring as W
+from spikedeploy.lower.builder import Call
+
+Rule = Callable[..., Any]
+
+LAYER_RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: M.linear,
+    nn.Conv2d: M.conv2d,
+    nn.AvgPool2d: M.avg_pool2d,
+    nn.AdaptiveAvgPool2d: M.adaptive_avg_pool2d,
+    nn.BatchNorm1d: M.batch_norm,
+    nn.BatchNorm2d: M.batch_norm,
+    nn.LayerNorm: M.layer_norm,
+    nn.Embedding: M.embedding,
+    nn.Flatten: W.reshape,
+    nn.Unflatten: W.reshape,
+    nn.Dropout: W.keep,
+    nn.Dropout1d: W.keep,
+    nn.Dropout2d: W.keep,
+    nn.AlphaDropout: W.keep,
+    nn.Identity: W.keep,
+    nn.ReLU: A.activation("relu"),
+    nn.SiLU: A.activation("silu"),
+    nn.Sigmoid: A.activation("sigmoid"),
+    nn.Tanh: A.activation("tanh"),
+    nn.GELU: A.gelu,
+    nn.GLU: A.glu,
+    snntorch.StateLeaky: neurons.state_leaky,
+    snntorch.LinearLeaky: neurons.linear_leaky,
+    snntorch.Leaky: neurons.snntorch_leaky,
+    snntorch.AssociativeLeaky: memory.snntorch_associative,
+}
+"""Per layer class: `(call, module) -> value`."""
+
+_SAME: Mapping[str, Rule] = {
+    "add": A.add, "sub": A.sub, "subtract": A.sub, "mul": A.mul, "multiply": A.mul, "div": A.div, "divide": A.div, "true_divide": A.div, "neg": A.neg,
+    "square": A.square, "exp": A.activation("exp"), "sigmoid": A.activation("sigmoid"), "tanh": A.activation("tanh"), "relu": A.activation("relu"),
+    "flatten": W.reshape, "unflatten": W.reshape, "reshape": W.reshape, "unsqueeze": W.reshape, "squeeze": W.reshape,
+    "permute": W.permute, "transpose": W.permute, "swapaxes": W.permute, "movedim": W.permute,
+    "mean": W.reduction, "sum": W.reduction, "max": W.reduction, "amax": W.reduction,
+    "chunk": W.parts, "split": W.parts, "unbind": W.parts,
+}  # fmt: skip
+
+OPERATION_RULES: dict[str, Rule] = {
+    **{f"torch.{name}": rule for name, rule in _SAME.items()},
+    **{f"method.{name}": rule for name, rule in _SAME.items()},
+    **{f"operator.{name}": _SAME[name] for name in ("add", "sub", "mul", "neg")},
+    "operator.iadd": A.add, "operator.isub": A.sub, "operator.imul": A.mul, "operator.truediv": A.div, "operator.itruediv": A.div,
+    "operator.pow": A.square, "operator.getitem": W.getitem,
+    "F.relu": A.activation("relu"), "F.silu": A.activation("silu"), "F.sigmoid": A.activation("sigmoid"), "F.tanh": A.activation("tanh"),
+    "F.gelu": A.gelu, "F.glu": A.glu, "F.dropout": W.keep,
+    "method.view": W.reshape, "method.view_as": W.reshape, "method.reshape_as": W.reshape, "method.t": W.permute, "method.size": W.size,
+    "method.select": W.select, "method.contiguous": W.keep, "method.float": W.keep, "method.double": W.keep, "method.long": W.keep,
+    "method.int": W.keep, "method.to": W.keep, "method.type_as": W.keep, "method.clone": W.keep, "method.detach": W.keep,
+}  # fmt: skip
+"""Per function or method, as `spikedeploy.trace` names it (methods as `method.name`): `call -> value`."""
+
+MIXES_TIME: Mapping[str, str] = {
+    "LSTM": "a recurrent layer over the sequence", "GRU": "a recurrent layer over the sequence", "RNN": "a recurrent layer over the sequence",
+    "MultiheadAttention": "attention over the sequence", "TransformerEncoderLayer": "attention over the sequence", "TransformerEncoder": "attention over the sequence",
+    "Conv1d": "a convolution over the sequence", "Conv3d": "a convolution over the sequence", "MaxPool1d": "pooling over the sequence", "AvgPool1d": "pooling over the sequence",
+    "cumsum": "a running sum", "cumprod": "a running product", "flip": "it reverses an axis", "roll": "it rotates an axis", "diff": "differences of neighbours",
+    "sort": "it sorts", "scaled_dot_product_attention": "attention", "conv1d": "a convolution over the sequence",
+}  # fmt: skip
+"""What is refused as mixing time steps, and how that is said."""
+
+INSTEAD: Mapping[str, str] = {
+    "MaxPool2d": "Use nn.AvgPool2d: a maximum has no event-driven form here.",
+    "max_pool2d": "Use nn.AvgPool2d: a maximum has no event-driven form here.",
+    "Softmax": "Return the scores and apply the softmax to the deployed model's output.",
+    "LogSoftmax": "Return the scores and apply the softmax to the deployed model's output.",
+    "softmax": "Return the scores and apply the softmax to the deployed model's output.",
+    "log_softmax": "Return the scores and apply the softmax to the deployed model's output.",
+    "LeakyReLU": "Use ReLU, GELU or SiLU.",
+    "Synaptic": "Use StateLeaky, LinearLeaky or Leaky.",
+    "cat": "Use a Linear layer for each part and add the results.",
+}
+"""What to do instead, for layers and operations that people try."""
+
+
+def supported() -> str:
+    """The names of all layers that can be lowered."""
+    return ", ".join(sorted({cls.__name__ for cls in LAYER_RULES}))
+
+
+def lower_layer(call: Call, module: nn.Module) -> Any:
+    """Apply the row of the layer's class; refuse by name where there is none."""
+    rule = LAYER_RULES.get(type(module))
+    if rule is None:
+        raise _refused(call, type(module).__name__, f"supported layers: {supported()}")
+    return rule(call, module)
+
+
+def lower_operation(call: Call) -> Any:
+    """Apply the row of the function or method; refuse by name where there is none."""
+    rule = OPERATION_RULES.get(call.origin)
+    if rule is None:
+        names = sorted({name.split(".")[-1] for name in OPERATION_RULES})
+        raise _refused(call, call.origin.split(".")[-1], f"supported operations: {', '.join(names)}")
+    return rule(call)
+
+
+def _refused(call: Call, name: str, needed: str) -> Exception:
+    if name in MIXES_TIME:
+        return call.mixes_time(f"{name}: {MIXES_TIME[name]}")
+    return call.refuse(f"{name} cannot be deployed", needed, INSTEAD.get(name, "Replace it by one of these."))
