@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spikedeploy.checkpoint import load as load
     from spikedeploy.checkpoint import save as save
-    from spikedeploy.convert import convert as convert
+    from spikedeploy.conversion import convert as convert
     from spikedeploy.program import Program as Program
 
 _LAZY = {
     "save": "spikedeploy.checkpoint",
     "load": "spikedeploy.checkpoint",
-    "convert": "spikedeploy.convert",
+    "convert": "spikedeploy.conversion",
     "Program": "spikedeploy.program",
 }
 

@@ -34,7 +34,7 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
     nothing beside it. Raises `ModelRefused` where the model cannot be traced or holds a layer that is not plain data, `BadInput` where
     the file cannot be written.
     """
-    from spikedeploy.convert import example_of
+    from spikedeploy.conversion import example_of
 
     example = example_of(model, example_input)
     write_atomic(path, dump(model, example))
