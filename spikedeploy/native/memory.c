@@ -32,6 +32,17 @@ typedef unsigned char vec_bytes __attribute__((vector_size(8)));
 
 #define VEC(p) (*(vec *)(p))
 #define CVEC(p) (*(const vec *)(p))
+/* Only in dP = dY Q^T may a product and a sum be fused: a gradient, whose last bit is nobody's promise, and most of the work. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define FUSED __attribute__((optimize("fp-contract=fast")))
+#else
+#define FUSED
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (order){__VA_ARGS__})
+#endif
 #define HOT static inline __attribute__((always_inline))
 
 HOT double total(const vec *x) { return (((*x)[0] + (*x)[4]) + ((*x)[2] + (*x)[6])) + (((*x)[1] + (*x)[5]) + ((*x)[3] + (*x)[7])); }
@@ -41,10 +52,19 @@ int sd_memory_segment(void) { return SEG; }
 
 #define REAL float
 #define NAME(f) f##_f32
+#define INDEX int32_t
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #include "memory_body.inc"
 #undef REAL
 #undef NAME
+#undef INDEX
+#undef LOW
+#undef HIGH
 
 #define REAL double
 #define NAME(f) f##_f64
+#define INDEX int64_t
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #include "memory_body.inc"
