@@ -19,6 +19,7 @@ from spikedeploy.exporters.nir_check import check
 from spikedeploy.exporters.nir_file import to_bytes
 from spikedeploy.exporters.nir_maps import STEPS
 from spikedeploy.exporters.nir_profiles import PROFILES, Discretisation, Profile
+from spikedeploy.exporters.nir_relay import Parts, branches, in_line
 from spikedeploy.program import Output, Program
 from spikedeploy.readers.nir import from_bytes
 
@@ -36,10 +37,12 @@ def export(program: Program, *, profile: str = "generic", dt: float | None = Non
     computes anything else. The profile `lif` is another model by design; how many spikes differ stands in the file's `notes`.
     """
     row, dt, cut = _options(profile, dt, discretisation)
-    build, outputs, left_out = _build(_live(program), row, dt, cut)
-    data = to_bytes(build, outputs)
+    program = _live(program)
+    build = start(*_in_line(program, row), row, dt, cut)
+    outputs = _fill(build)
+    data = to_bytes(build, outputs, program.digest)
     if row.exact:
-        check(build.program, from_bytes(data), left_out)
+        check(program, from_bytes(data), build.parts, left_out={o.name for o in program.outputs} - {o.name for o in outputs})
     return data
 
 
@@ -92,47 +95,54 @@ def _live(program: Program) -> Program:
     )
 
 
-def _build(program: Program, profile: Profile, dt: float, cut: Discretisation) -> tuple[Builder, tuple[Output, ...], tuple[Output, ...]]:
-    build = start(program, profile, dt, cut)
-    if program.input_kind != "float":
+def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
+    """The program in the form that the reader can wire: without sums where it does not add."""
+    if profile.fan_in == "sum" or not branches(program):
+        return program, {}
+    if profile.fan_in == "relay":
+        return in_line(program)
+    if any(isinstance(step, S.Conv2d) for step in program.steps):
+        return program, {}
+    try:
+        return in_line(program)
+    except ModelRefused:
+        return program, {}
+
+
+def _fill(build: Builder) -> tuple[Output, ...]:
+    """All steps as nodes; returns the readout."""
+    if build.program.input_kind != "float":
         raise ModelRefused(message("model", "its input are token numbers", "NIR carries signals", "Use --target onnx."))
-    for index, step in enumerate(program.steps):
-        build.where = program.where(index)
+    for index, step in enumerate(build.program.steps):
+        build.where = build.program.where(index)
         rule = STEPS.get(type(step))
         if rule is None:
-            raise build.refuse(
-                f"NIR has no node for {type(step).__name__}",
-                f"{', '.join(kind.__name__ for kind in STEPS)} can be written",
-                "Use --target onnx.",
-            )
+            kinds = ", ".join(kind.__name__ for kind in STEPS)
+            raise build.refuse(f"NIR has no node for {type(step).__name__}", f"{kinds} can be written", "Use --target onnx.")
         rule(build, step)
-    outputs, left_out = _finish(build)
-    return build, outputs, left_out
+    return _finish(build)
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------
 
 
-def _finish(build: Builder) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
-    """Output nodes and the readout; what cannot be carried is noted and returned apart."""
-    program, found, left_out = build.program, [], []
+def _finish(build: Builder) -> tuple[Output, ...]:
+    """Output nodes and the readout; what cannot be carried is noted."""
+    found: list[Output] = []
     ends: dict[str, str] = {}
-    for output in program.outputs:
+    for output in build.program.outputs:
         if output.wire in build.wires:
-            wire = ends.get(output.wire) or _end(build, output, len(ends))
-            ends[output.wire] = wire
-            found.append(Output(output.name, wire, output.reduce))
+            ends[output.wire] = ends.get(output.wire) or _end(build, output, len(ends))
+            found.append(Output(output.name, ends[output.wire], output.reduce))
         elif _membrane_shown(build, output):
             found.append(output)
         else:
-            left_out.append(output)
             build.notes.append(f"output '{output.name}' (membrane '{output.wire}') is not carried by this graph")
     if not ends:
         do = "Let the model return its spikes, or use --profile spec."
-        raise ModelRefused(
-            message(f"output '{program.outputs[0].name}'", "it is a membrane", "NIR's spiking nodes put out spikes only", do)
-        )
-    return tuple(found), tuple(left_out)
+        where = f"output '{build.program.outputs[0].name}'"
+        raise ModelRefused(message(where, "it is a membrane", "NIR's spiking nodes put out spikes only", do))
+    return tuple(found)
 
 
 def _end(build: Builder, output: Output, count: int) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.exporters.nir_profiles import Profile
+from spikedeploy.exporters.nir_relay import Parts
 from spikedeploy.program import INPUT, Program
 from spikedeploy.steps import Array, Shape, Step
 
@@ -57,6 +58,7 @@ class Builder:
     names: dict[str, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     rescaled: set[str] = field(default_factory=set)
+    parts: Parts = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     where: str = ""
 
@@ -104,10 +106,10 @@ class Builder:
             return replace(wire, factor=None)
         full = np.broadcast_to(1 / np.asarray(factor, np.float64) if divide else np.asarray(factor, np.float64), wire.shape)
         wire_name = f"{name}.{suffix}"
-        if "Scale" in self.profile.nodes:
+        if len(wire.shape) == 1 and (self.profile.form == "cuba" or "Scale" not in self.profile.nodes):
+            node = self.add(wire_name, "Affine", wire.nodes, weight=np.diag(full), bias=np.zeros(wire.shape))  # every reader has it
+        elif "Scale" in self.profile.nodes:
             node = self.add(wire_name, "Scale", wire.nodes, scale=full.copy())
-        elif len(wire.shape) == 1:
-            node = self.add(wire_name, "Affine", wire.nodes, weight=np.diag(full), bias=np.zeros(wire.shape))
         else:
             raise self.refuse(f"a factor on a wire of shape {wire.shape} that no weight can take in", "a Scale node", _OTHER)
         return Wire((node,), wire.shape)
@@ -163,9 +165,9 @@ def per_channel(value: Array, shape: Shape) -> Array | None:
     return None
 
 
-def start(program: Program, profile: Profile, dt: float, discretisation: str) -> Builder:
+def start(program: Program, parts: Parts, profile: Profile, dt: float, discretisation: str) -> Builder:
     """A graph with its input and nothing else."""
-    build = Builder(program, profile, dt, discretisation)
+    build = Builder(program, profile, dt, discretisation, parts=parts)
     build.nodes["input"] = ("Input", {"shape": np.array(program.input_shape)})
     build.taken |= {"input", "output"}
     build.wires[INPUT] = Wire(("input",), program.input_shape)

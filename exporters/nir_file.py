@@ -18,16 +18,16 @@ from spikedeploy.readers.hdf5_guard import content_digest, walk
 from spikedeploy.readers.nir_file import DIGEST
 
 
-def to_bytes(build: Builder, outputs: tuple[Output, ...]) -> bytes:
-    """The file. Its digest covers every data set but itself, so it is written last."""
-    metadata = _metadata(build, outputs)
+def to_bytes(build: Builder, outputs: tuple[Output, ...], program: str) -> bytes:
+    """The file, made from the program of that digest. Its own digest covers every data set but itself, so it is written last."""
+    metadata = _metadata(build, outputs, program)
     blank = _write(build, metadata)
     with h5py.File(io.BytesIO(blank), "r") as file:
         digest = content_digest(walk(file), DIGEST)
     return _write(build, {**metadata, "digest": digest})
 
 
-def _metadata(build: Builder, outputs: tuple[Output, ...]) -> dict[str, Any]:
+def _metadata(build: Builder, outputs: tuple[Output, ...], program: str) -> dict[str, Any]:
     profile = build.profile
     return {
         "discretisation": build.discretisation,
@@ -35,8 +35,9 @@ def _metadata(build: Builder, outputs: tuple[Output, ...]) -> dict[str, Any]:
         "names": _json(build.names),
         "nir": version("nir"),
         "notes": _json([*build.program.notes, *build.notes]),
+        "parts": _json(dict(build.parts)),
         "profile": profile.name,
-        "program": build.program.digest,
+        "program": program,
         "readout": _json([{"name": o.name, "wire": o.wire, "reduce": o.reduce} for o in outputs]),
         "spikedeploy": _own_version(),
         "units": profile.units,

@@ -101,14 +101,14 @@ def put_pool(build: Builder, step: S.SumPool2d) -> None:
     pool = {"kernel_size": np.array(step.kernel), "stride": np.array(step.stride), "padding": np.array(step.padding)}
     if any(step.padding) and not build.profile.padded_pool:
         raise build.refuse("a pool with padding", f"the reader of profile '{build.profile.name}' ignores it", "Use --profile generic.")
-    area = float(step.kernel[0] * step.kernel[1])
-    if "AvgPool2d" in build.profile.nodes and (mean is not None or "SumPool2d" not in build.profile.nodes):
-        shown = mean if mean is not None else step
-        name = build.add(shown.name, "AvgPool2d", source.nodes, **pool)
-        left = factor if mean is not None else (np.array(area) if factor is None else factor * area)
-        build.wires[shown.name] = Wire((name,), build.program.wires[step.name], left)
-    else:
+    if "SumPool2d" in build.profile.nodes and not ("AvgPool2d" in build.profile.nodes and (any(step.padding) or build.profile.mean_pool)):
         build.put(step, "SumPool2d", source, factor, **pool)
+        return
+    area = float(step.kernel[0] * step.kernel[1])
+    shown = mean if mean is not None else step
+    name = build.add(shown.name, "AvgPool2d", source.nodes, **pool)
+    left = factor if mean is not None else (np.array(area) if factor is None else factor * area)
+    build.wires[shown.name] = Wire((name,), build.program.wires[step.name], left)
 
 
 def put_scale(build: Builder, step: S.Scale) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 Form = Literal["li-threshold", "cuba", "lif"]
 Discretisation = Literal["euler", "exact"]
+FanIn = Literal["sum", "relay", "relay-or-sum"]
 
 MAPS = frozenset({"Affine", "Conv2d", "Flatten"})
 ALL = MAPS | {"AvgPool2d", "SumPool2d", "Scale", "Delay", "LI", "Threshold", "CubaLIF", "LIF"}
@@ -25,9 +26,11 @@ class Profile:
     dt               default time step, in `units`
     form             the nodes of a neuron without reset: `li-threshold`, `cuba`, or `lif` (with a reset that the model has not)
     nodes            node kinds that the reader has
-    fan_in           the reader adds where two edges meet; where not, skips are carried by relay neurons
+    fan_in           `sum`: the reader adds where edges meet; `relay`: it does not, so skipped spikes are carried by relay neurons;
+                     `relay-or-sum`: relays where they are possible, for readers of both kinds
     one_threshold    the reader takes one threshold per layer: weights are divided by theta, and the threshold becomes 1
     padded_pool      the reader honours the padding of pools
+    mean_pool        a mean over windows is written as AvgPool2d; else as SumPool2d, which more readers have, with 1/area in the weights
     many_outputs     the reader can have more than one Output node
     exact            the graph computes what the program computes
     """
@@ -37,9 +40,10 @@ class Profile:
     dt: float
     form: Form = "cuba"
     nodes: frozenset[str] = ALL
-    fan_in: bool = True
+    fan_in: FanIn = "sum"
     one_threshold: bool = False
     padded_pool: bool = True
+    mean_pool: bool = False
     many_outputs: bool = False
     discretisation: Discretisation = "euler"
     units: str = "s"
@@ -53,8 +57,11 @@ _ROWS = (
         1e-4,
         one_threshold=True,
         many_outputs=True,
+        fan_in="relay-or-sum",
     ),
-    Profile("spec", "LI -> Threshold, what NIR's equations say without any reset", 1e-4, form="li-threshold", many_outputs=True),
+    Profile(
+        "spec", "LI -> Threshold, what NIR's equations say without any reset", 1e-4, form="li-threshold", mean_pool=True, many_outputs=True
+    ),
     Profile(
         "spyx",
         "LI -> Threshold, for spyx.nir.from_nir(graph, x, dt=...)",
@@ -67,7 +74,7 @@ _ROWS = (
         "CubaLIF, for norse.torch.from_nir(graph, dt=...)",
         1e-3,
         nodes=MAPS | {"CubaLIF", "SumPool2d"},
-        fan_in=False,
+        fan_in="relay",
         padded_pool=False,
     ),
     Profile(

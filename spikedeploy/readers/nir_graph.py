@@ -31,7 +31,7 @@ def program_of(graph: Graph, dt: float | None = None, discretisation: Discretisa
     notes: list[str] = []
     dt, discretisation = _time(graph, dt, discretisation, notes)
     nodes, edges = _flat(graph)
-    build = _Build(nodes, edges, dt, discretisation, notes, _names(graph, nodes))
+    build = _Build(nodes, edges, dt, discretisation, notes, _names(graph, nodes), _parts(graph))
     for name in _order(nodes, edges):
         build.add(name)
     try:
@@ -66,6 +66,15 @@ def _names(graph: Graph, nodes: Mapping[str, Node]) -> Mapping[str, str]:
     if not ok:
         raise BadInput(message("NIR file", "metadata 'names' is unreadable", "a JSON object from node to wire is needed"))
     return found
+
+
+def _parts(graph: Graph) -> Mapping[str, list[tuple[str, int, int]]]:
+    """Wire of a widened layer -> what its stretches are called, `(wire, start, stop)`, from our own metadata."""
+    try:
+        found = json.loads(graph.metadata.get("parts", "{}"))
+        return {str(name): [(str(wire), int(a), int(b)) for wire, a, b in parts] for name, parts in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise BadInput(message("NIR file", "metadata 'parts' is unreadable", "a JSON object of stretches is needed")) from None
 
 
 # --- wiring ----------------------------------------------------------------------------------------------------
@@ -145,6 +154,7 @@ class _Build:
         discretisation: Discretisation,
         notes: list[str],
         names: Mapping[str, str],
+        parts: Mapping[str, list[tuple[str, int, int]]],
     ) -> None:
         self.nodes, self.edges, self.dt, self.discretisation, self.notes = nodes, edges, dt, discretisation, notes
         self.steps: list[Step] = []
@@ -152,7 +162,7 @@ class _Build:
         self.shapes: dict[str, Shape] = {}
         self.sources = {name: sorted(a for a, b in edges if b == name) for name in nodes}
         self.inputs = [name for name, node in nodes.items() if node.kind == "Input" and not self.sources[name]]
-        self.names = names
+        self.names, self.parts = names, parts
         if len(self.inputs) != 1:
             raise BadInput(message("NIR graph", f"{len(self.inputs)} inputs {self.inputs}", "exactly one Input node is read"))
 
@@ -180,7 +190,15 @@ class _Build:
             site.node = self.batchless(name, site)
         rule(site)
         self.extend(site.steps, site.where)
+        self.cut(site)
         self.wire[name] = site.name if site.steps and site.name in site.steps[-1].outputs else source
+
+    def cut(self, site: Site) -> None:
+        """A widened layer shows the layers in it under their own names; what it only passes on has its name from where it arose."""
+        for wire, start, stop in self.parts.get(site.name, ()):
+            for suffix in ("", ".mem"):
+                if f"{site.name}{suffix}" in self.shapes and f"{wire}{suffix}" not in self.shapes:
+                    self.extend([S.Slice(f"{wire}{suffix}", (f"{site.name}{suffix}",), start, stop)], site.where)
 
     def gather(self, name: str) -> str:
         """The wire into a node: where several edges meet, NIR adds."""
