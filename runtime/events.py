@@ -1,0 +1,231 @@
+"""The event-driven engine: only spikes cost anything.
+
+    engine = EventEngine(program)
+    engine.run(x)                      x (T, B, *input_shape), or Events(index, time, steps)
+    engine.step(x_t)                   x_t (B, *input_shape): outputs of this step
+
+float32 sums run over the nonzero inputs in ascending index order, bias first, multiply then add. The compiled kernels, the NumPy form (`native=False`), every thread
+count, whole or chunked, layer by layer or step by step, dense input or events: the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from spikedeploy import native as native_core
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput, message
+from spikedeploy.program import INPUT, Output, Program
+from spikedeploy.runtime.events_input import Events, Rows, dense_input, densify, sort_events
+from spikedeploy.runtime.events_loop import Loop
+from spikedeploy.runtime.events_quant import Weights, quantise_program
+from spikedeploy.runtime.events_state import Slot
+from spikedeploy.runtime.reference import Real, Run, cast
+
+Order = Literal["layer", "step"]
+States = Mapping[str, Mapping[str, npt.ArrayLike]]
+
+
+def _plus_zero(step: S.Step) -> S.Step:
+    """Parameters in float32; a bias of -0 becomes +0, so that skipping a step and computing it agree in the sign of zero too."""
+    step = cast(step, np.float32)
+    if isinstance(step, S.Affine | S.Conv2d) and step.bias is not None:
+        return replace(step, bias=step.bias + np.float32(0))
+    return step
+
+
+class Collect:
+    """One output or recorded wire over time, reduced as it comes: sums run in time order, so chunks do not change them."""
+
+    def __init__(self, reduce: str, steps: int) -> None:
+        self.reduce, self.steps, self.done = reduce, steps, 0
+        self.value: Any = None
+
+    def add(self, y: Real) -> None:
+        if self.reduce == "none":
+            if self.value is None:
+                self.value = np.empty((self.steps, *y.shape[1:]), np.float32)
+            self.value[self.done : self.done + len(y)] = y
+        elif self.reduce == "last":
+            self.value = y[-1].copy()
+        elif self.reduce == "max":
+            self.value = y.max(axis=0) if self.value is None else np.maximum(self.value, y.max(axis=0))
+        else:
+            start = np.zeros_like(y[0]) if self.value is None else self.value
+            self.value = np.add.accumulate(np.concatenate([start[None], y]), axis=0, dtype=np.float32)[-1]
+        self.done += len(y)
+
+    @property
+    def result(self) -> Real:
+        return self.value / np.float32(self.steps) if self.reduce == "mean" else self.value
+
+
+class EventEngine:
+    """Runs a program on events, in float32 or with integer weights.
+
+    batch    samples that run side by side, each with its own state
+    threads  of the compiled kernels
+    weights  "float32", or "int8" / "int16" with one scale per output channel (see `events_quant`)
+    native   True: compiled kernels or an error; False: NumPy; None: compiled where the native core is available
+
+    Raises `BadInput` for options out of range, `ModelRefused` where an integer sum could overflow.
+    """
+
+    def __init__(
+        self, program: Program, batch: int = 1, threads: int = 1, weights: Weights = "float32", native: bool | None = None
+    ) -> None:
+        if batch < 1 or threads < 1:
+            raise BadInput(message("EventEngine", f"batch {batch}, threads {threads}", "both must be at least 1"))
+        if weights not in ("float32", "int8", "int16"):
+            raise BadInput(message("EventEngine", f"weights '{weights}'", "float32, int8 or int16 is needed"))
+        if native and not native_core.available():
+            raise BadInput(message("EventEngine", f"the native core is {native_core.why_not()}", "", "Use native=False."))
+        self.program, self.batch, self.threads, self.weights = program, batch, threads, weights
+        exact = replace(program, steps=tuple(_plus_zero(step) for step in program.steps))
+        self._exact, quantised = quantise_program(exact, weights)
+        self._machine: Any = None
+        if native_core.available() if native is None else native:
+            from spikedeploy.runtime.events_native import Machine
+
+            self._machine = Machine(self._exact, batch, threads, quantised)
+        self._loop = None if self._machine else Loop(self._exact, batch, quantised)
+        self._slots: dict[tuple[str, str], Slot] = (self._machine or self._loop).slots
+        self._wires = tuple(dict.fromkeys(output.wire for output in program.outputs))
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled kernels run."""
+        return self._machine is not None
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """All states to zero."""
+        for slot in self._slots.values():
+            slot.write(np.zeros_like(slot.read()))
+        self._woken()
+
+    def _woken(self) -> None:
+        if self._machine:
+            self._machine.startle()
+
+    @property
+    def state(self) -> dict[str, dict[str, Real]]:
+        """Copies of all states: per step and name `(B, *shape)`, as the reference's `Run.states`."""
+        if self._machine:
+            self._machine.settle()
+        found: dict[str, dict[str, Real]] = {}
+        for (step, name), slot in self._slots.items():
+            found.setdefault(step, {})[name] = slot.read()
+        return found
+
+    @state.setter
+    def state(self, states: States) -> None:
+        """Where to go on from; every state must be given, in its shape."""
+        now = self.state
+        if {k: set(v) for k, v in states.items()} != {k: set(v) for k, v in now.items()}:
+            raise BadInput(message("state", f"states of {sorted(states)}", f"exactly those of {sorted(now)} are needed"))
+        arrays = {(step, name): np.asarray(value, np.float32) for step, group in states.items() for name, value in group.items()}
+        for (step, name), value in arrays.items():
+            if value.shape != now[step][name].shape or not np.isfinite(value).all():
+                raise BadInput(
+                    message(f"state {step}.{name}", f"shape {value.shape}", f"{now[step][name].shape} of finite numbers is needed")
+                )
+        for key, value in arrays.items():
+            self._slots[key].write(value)
+        self._woken()
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def step(self, x: npt.ArrayLike | Events) -> dict[str, Real]:
+        """One time step: `x (B, *input_shape)`, or `Events` of one step. Gives each output's wire at this step, `(B, *shape)`."""
+        if isinstance(x, Events):
+            found = self._run(self._source(x), self._wires, 1)
+        else:
+            found = self._run(dense_input(np.asarray(x)[None], self.program, self.batch), self._wires, 1)
+        wires, _ = next(found)
+        return {output.name: wires[output.wire][0] for output in self.program.outputs}
+
+    def run(self, x: npt.ArrayLike | Events, *, record: Collection[str] = (), order: Order = "layer", chunk: int | None = None) -> Run:
+        """A whole sequence, from the present state on: `x (T, B, *input_shape)` or `Events`.
+
+        record  wires to keep, `(T, B, *shape)` each
+        order   "layer": each operation runs over a chunk of time before the next; "step": all operations at every step
+        chunk   steps per chunk; chosen to fit the cache when not given
+
+        Returns what the reference's `run` returns. Raises `BadInput` for an input of another shape, NaN or infinity.
+        """
+        unknown = sorted(set(record) - set(self.program.wires))
+        if unknown or order not in ("layer", "step") or (chunk is not None and chunk < 1):
+            raise BadInput(
+                message("run", f"record {unknown}, order {order!r}, chunk {chunk}", "known wires, 'layer' or 'step', chunk at least 1")
+            )
+        source = self._source(x)
+        steps = source.shape[0] if isinstance(source, np.ndarray) else len(source.ones) // self.batch
+        kept = tuple(dict.fromkeys([*self._wires, *record]))
+        outputs = {output.name: Collect(output.reduce, steps) for output in self.program.outputs}
+        records = {wire: Collect("none", steps) for wire in dict.fromkeys([*record, *self._whole()])}
+        spikes = {step.name: 0 for step in self.program.spiking}
+        for wires, counted in self._run(source, kept, 1 if order == "step" else chunk or 0):
+            for output in self.program.outputs:
+                outputs[output.name].add(wires[output.wire])
+            for wire, collect in records.items():
+                collect.add(wires[wire])
+            for wire, count in counted.items():
+                spikes[wire] += count
+        return Run(
+            outputs={name: collect.result for name, collect in outputs.items()},
+            wires={wire: collect.result for wire, collect in records.items()},
+            states=self.state,
+            spikes=spikes,
+            decisions={wire: steps * self.batch * prod(self.program.wires[wire]) for wire in spikes},
+        )
+
+    def _whole(self) -> list[str]:
+        """Wires whose every step is an output anyway."""
+        return [output.wire for output in self.program.outputs if output.reduce == "none"]
+
+    def _source(self, x: npt.ArrayLike | Events) -> Real | Rows:
+        return sort_events(x, self.program, self.batch) if isinstance(x, Events) else dense_input(x, self.program, self.batch)
+
+    def _run(self, source: Real | Rows, kept: Collection[str], chunk: int) -> Iterator[tuple[dict[str, Real], dict[str, int]]]:
+        """Chunk after chunk: the kept wires and the spikes per spiking wire."""
+        steps = len(source) if isinstance(source, np.ndarray) else len(source.ones) // self.batch
+        size = chunk or (min(self._machine.chunk(), 1 << (steps - 1).bit_length()) if self._machine else 64)
+        for first in range(0, steps, size):
+            count = min(size, steps - first)
+            if self._machine:
+                yield self._compiled(source, kept, first, count, size)
+            else:
+                assert self._loop is not None
+                yield self._loop.run(self._dense(source, first, count), kept)
+
+    def _dense(self, source: Real | Rows, first: int, count: int) -> Real:
+        if isinstance(source, np.ndarray):
+            return source[first : first + count]
+        rows = slice(first * self.batch, (first + count) * self.batch)
+        start = source.start[rows.start : rows.stop + 1]
+        inside = slice(start[0], start[-1])
+        return densify(Rows(start - start[0], source.index[inside], source.value[inside], source.ones[rows]), self.program, self.batch)
+
+    def _compiled(
+        self, source: Real | Rows, kept: Collection[str], first: int, count: int, size: int
+    ) -> tuple[dict[str, Real], dict[str, int]]:
+        tape = self._machine.tape(size, kept)
+        if isinstance(source, Rows) and tape.takes_events:
+            tape.feed_events(source, first * self.batch)
+        else:
+            fed = self._dense(source, first, count)
+            tape.feed(fed)
+        tape.run(count)
+        wires = {wire: self._dense(source, first, count) if wire == INPUT else tape.view(wire, count).copy() for wire in kept}
+        return wires, {step.name: tape.spikes(step.name, count) for step in self.program.spiking}
+
+
+__all__ = ["EventEngine", "Events", "Output"]

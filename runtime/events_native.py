@@ -1,0 +1,249 @@
+"""The compiled engine: wires, operations and pointers for the kernels in `native/events*.c`.
+
+A `Machine` owns weights and states. A `Tape` arranges wires for a number of steps and a set of wires to keep; its pointers are filled in once, so
+that running a chunk is one call per compiled segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from spikedeploy import native
+from spikedeploy import steps as S
+from spikedeploy.program import INPUT, Program
+from spikedeploy.runtime.events_input import Rows
+from spikedeploy.runtime.events_numpy import STEP
+from spikedeploy.runtime.events_ops import KINDS, PACK, Context, Packed
+from spikedeploy.runtime.events_pack import aligned, panels, up
+from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, needs, roots, uniform_amplitude
+from spikedeploy.runtime.events_quant import Quantised
+from spikedeploy.runtime.events_state import Plain, Slot
+from spikedeploy.runtime.reference import Real, State, zeros
+
+CHUNK_BYTES = 1 << 20
+MOST_STEPS = 512
+C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void"}
+
+
+@dataclass(slots=True, eq=False)
+class Wire:
+    """A wire's memory and the C struct that points to it."""
+
+    struct: Any
+    size: int
+    dense: Any = None
+    memory: list[Any] = field(default_factory=list)
+
+
+class Machine:
+    """Weights, states and operations of one engine."""
+
+    def __init__(self, program: Program, batch: int, threads: int, quantised: Mapping[str, Quantised]) -> None:
+        self.program, self.batch, self.threads = program, batch, threads
+        self.ffi, self.lib = native.core()
+        self.plan, self.roots = groups(program, native=True), roots(program)
+        context = Context(program, batch, quantised)
+        self.packed = {group.head.name: PACK[type(group.head)](context, group) for group in self.plan if group.compiled}
+        self.stores: dict[str, State] = {
+            g.head.name: zeros(program, batch, np.float32).get(g.head.name, {}) for g in self.plan if not g.compiled
+        }
+        self.tapes: dict[tuple[int, frozenset[str]], Tape] = {}
+        self.current: Tape | None = None
+        self.startle()
+
+    @property
+    def slots(self) -> dict[tuple[str, str], Slot]:
+        """All states by step and name."""
+        found: dict[tuple[str, str], Slot] = {(step, name): Plain(store, name) for step, store in self.stores.items() for name in store}
+        for packed in self.packed.values():
+            found |= packed.slots
+        return found
+
+    def pointer(self, kind: str, array: Any) -> Any:
+        return self.ffi.cast(f"{kind} *", array.ctypes.data)
+
+    def settle(self) -> None:
+        """Applies the leaks that were put off."""
+        if self.current is not None:
+            for op in self.current.ops:
+                self.lib.sd_event_settle(op, self.batch)
+
+    def startle(self) -> None:
+        """Recomputes which panels hold a membrane above its threshold: after the state was set from outside."""
+        for packed in self.packed.values():
+            if "loud" in packed.arrays:
+                u, theta = packed.arrays["state"], packed.arrays["theta"]
+                above = u > theta if packed.strict else u >= theta
+                for number, (first, count) in enumerate(panels(u.shape[1])):
+                    packed.arrays["loud"][:, number] = above[:, first : first + count].any(axis=1)
+
+    def chunk(self) -> int:
+        """Steps per chunk: as many as keep all wires in about 1 MB."""
+        step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in set(self.roots.values()))
+        return max(1, min(MOST_STEPS, CHUNK_BYTES // step))
+
+    def tape(self, steps: int, kept: Collection[str]) -> Tape:
+        """The tape for these wires, made once; the one before it is settled first."""
+        key = (steps, frozenset(kept))
+        if key not in self.tapes:
+            self.tapes[key] = Tape(self, steps, kept)
+        if self.tapes[key] is not self.current:
+            self.settle()
+            self.startle()
+            self.current = self.tapes[key]
+        return self.tapes[key]
+
+
+class Tape:
+    """Wires for up to `steps` steps and the operations on them: compiled segments, and NumPy steps between them."""
+
+    def __init__(self, machine: Machine, steps: int, kept: Collection[str]) -> None:
+        self.machine, self.steps = machine, steps
+        self.needs = needs(machine.program, machine.plan, kept)
+        self.listed: set[str] = set()
+        self.ops: list[Any] = []
+        self.tables: list[Any] = []
+        self.wires = {root: self._wire(root, need) for root, need in self.needs.items()}
+        self.own = [getattr(self.wires[INPUT].struct, name) for name in ("start", "index", "value", "ones")]
+        self.segments = self._segments()
+
+    def _array(self, wire: Wire, name: str, kind: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        array = aligned(shape, dtype)
+        wire.memory.append(array)
+        setattr(wire.struct, name, self.machine.pointer(kind, array))
+        return array
+
+    def _wire(self, root: str, need: Need) -> Wire:
+        rows, size = self.steps * self.machine.batch, prod(self.machine.program.wires[root])
+        wire = Wire(self.machine.ffi.new("sd_wire *"), size)
+        wire.struct.size, wire.struct.stride, wire.struct.words = size, up(size), up(size, 64) // 64
+        amplitude = uniform_amplitude(self.machine.program, root)
+        if amplitude is not None:
+            wire.struct.amplitude = float(amplitude)
+            self._array(wire, "bits", "uint64_t", (rows, wire.struct.words), np.uint64)
+        if amplitude is None or need.dense:
+            wire.dense = self._array(wire, "dense", "float", (rows, up(size)), np.float32)
+        if need.events:
+            self._array(wire, "start", "int64_t", (rows + 1,), np.int64)
+            self._array(wire, "index", "uint32_t", (rows * size,), np.uint32)
+            if amplitude is None:
+                self._array(wire, "value", "float", (rows * size,), np.float32)
+                self._array(wire, "ones", "uint8_t", (rows,), np.uint8)
+        return wire
+
+    def of(self, wire: str) -> Wire:
+        """The memory of a wire."""
+        return self.wires[self.machine.roots[wire]]
+
+    def _wanted(self, wire: str | None) -> bool:
+        """Whether somebody reads the wire's numbers, or lists events from them."""
+        if wire is None:
+            return False
+        need = self.needs[self.machine.roots[wire]]
+        return need.dense or (need.events and self.of(wire).dense is not None)
+
+    def _operation(self, packed: Packed, inputs: Collection[str]) -> Any:
+        op, null = self.machine.ffi.new("sd_event_op *"), self.machine.ffi.NULL
+        op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict), len(inputs)
+        for place, wire in enumerate(inputs):
+            op.source[place] = self.of(wire).struct
+        for place, size in enumerate(packed.sizes):
+            op.n[place] = size
+        for name, array in packed.arrays.items():
+            setattr(op, name, self.machine.pointer(C_TYPE.get(name, "float"), array))
+        memory = packed.kind in ("MEMORY", "DELTA")
+        op.out = self.of(packed.out).struct if packed.out and (not memory or self._wanted(packed.out)) else null
+        op.mem = self.of(packed.mem).struct if packed.mem and (memory or self._wanted(packed.mem)) else null
+        op.current = self.of(packed.current).struct if self._wanted(packed.current) and packed.current else null
+        open_wires = any(self._wanted(wire) for wire in (packed.out, packed.mem, packed.current))
+        if packed.silent is not None and not open_wires and op.out.bits != null:
+            op.silent = self.machine.pointer("uint8_t", packed.silent)
+        self.ops.append(op)
+        return op
+
+    def _operations(self, group: Group) -> list[Any]:
+        """The group's operation, after the list of events that it is the first to read."""
+        found, first = [], self.machine.roots[group.head.inputs[0]]
+        if isinstance(group.head, LISTENERS) and first not in self.listed:
+            self.listed.add(first)
+            found.append(self._operation(Packed("EVENTS", None), [first]))
+        return [*found, self._operation(self.machine.packed[group.head.name], group.head.inputs)]
+
+    def _segments(self) -> list[Callable[[int], None]]:
+        made: list[Callable[[int], None]] = []
+        for compiled, run in groupby(self.machine.plan, key=lambda group: group.compiled):
+            if compiled:
+                made.append(self._compiled([op for group in run for op in self._operations(group)]))
+            else:
+                made += [self._interpreted(group.head) for group in run]
+        return made
+
+    def _compiled(self, ops: list[Any]) -> Callable[[int], None]:
+        table = self.machine.ffi.new("sd_event_op *[]", ops)
+        self.tables.append(table)
+        run, count, batch, threads = self.machine.lib.sd_event_run, len(ops), self.machine.batch, self.machine.threads
+        return lambda steps: run(table, count, steps, batch, threads)
+
+    def _interpreted(self, step: S.Step) -> Callable[[int], None]:
+        function, store = STEP[type(step)], self.machine.stores[step.name]
+
+        def run(steps: int) -> None:
+            inputs = [self.view(wire, steps) for wire in step.inputs]
+            found, batch = self.of(step.name), self.machine.batch
+            for t in range(steps):
+                result = function(step, *(x[t] for x in inputs), store)
+                found.dense[t * batch : (t + 1) * batch, : found.size] = result.reshape(batch, -1)
+
+        return run
+
+    def view(self, wire: str, steps: int) -> Real:
+        """The numbers of a wire, `(steps, B, *shape)`; a copy where the wire's rows are padded."""
+        found, rows = self.of(wire), steps * self.machine.batch
+        return found.dense[:rows, : found.size].reshape(steps, self.machine.batch, *self.machine.program.wires[wire])
+
+    def feed(self, x: Real) -> None:
+        """Points the input wire at `x (steps, B, *shape)`, or copies it where other steps than event lists read it."""
+        wire = self.wires[INPUT]
+        wire.struct.outside = 0
+        self._listing(*self.own)
+        if self.needs[INPUT].dense:
+            wire.dense[: x.shape[0] * x.shape[1], : wire.size] = x.reshape(-1, wire.size)
+        else:
+            wire.struct.dense, wire.struct.stride = self.machine.pointer("float", x), wire.size
+
+    def _listing(self, start: Any, index: Any, value: Any, ones: Any) -> None:
+        struct = self.wires[INPUT].struct
+        struct.start, struct.index, struct.value, struct.ones = start, index, value, ones
+
+    def feed_events(self, rows: Rows, first: int) -> None:
+        """Points the input wire at sorted events, from row `first` on; only where `takes_events`."""
+        pointer = self.machine.pointer
+        self.wires[INPUT].struct.outside = 1
+        self._listing(
+            pointer("int64_t", rows.start[first:]), pointer("uint32_t", rows.index),
+            pointer("float", rows.value), pointer("uint8_t", rows.ones[first:]),
+        )  # fmt: skip
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether the input is read as a list of events only."""
+        return self.needs[INPUT].events and not self.needs[INPUT].dense
+
+    def run(self, steps: int) -> None:
+        """One chunk."""
+        for segment in self.segments:
+            segment(steps)
+
+    def spikes(self, wire: str, steps: int) -> int:
+        """Spikes on a neuron's wire in the chunk that just ran."""
+        found = self.of(wire)
+        if found.struct.bits == self.machine.ffi.NULL:
+            return int(np.count_nonzero(self.view(wire, steps)))
+        count, found.struct.spikes = int(found.struct.spikes), 0
+        return count

@@ -1,0 +1,224 @@
+"""The event-driven engine: the same bytes however it runs, and the reference's numbers wherever rounding decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from events_programs import random_input, random_program
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikedeploy import native
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput, ModelRefused
+from spikedeploy.program import Output, Program
+from spikedeploy.runtime import EventEngine, Events, reference
+from spikedeploy.runtime.reference import Run
+
+needs_native = pytest.mark.skipif(not native.available(), reason="the native core is not built")
+SEEDS = st.integers(0, 10_000)
+FORMATS = st.sampled_from(["float32", "float32", "int8", "int16"])
+
+
+def assert_same(a: Run, b: Run, *, wires: bool = False) -> None:
+    """Every byte of outputs, final states and counts; of recorded wires too."""
+    assert a.spikes == b.spikes
+    for name, value in a.outputs.items():
+        assert value.dtype == np.float32 and value.tobytes() == b.outputs[name].tobytes(), name
+    for step, states in a.states.items():
+        for name, value in states.items():
+            assert value.tobytes() == b.states[step][name].tobytes(), f"{step}.{name}"
+    for name in a.wires if wires else ():
+        assert a.wires[name].tobytes() == b.wires[name].tobytes(), name
+
+
+@needs_native
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(seed=SEEDS, batch=st.integers(1, 3), weights=FORMATS)
+def test_compiled_equals_numpy(seed: int, batch: int, weights: str) -> None:
+    program = random_program(seed)
+    x = random_input(program, seed, 7, batch)
+    plain = EventEngine(program, batch, weights=weights, native=False).run(x)
+    assert_same(plain, EventEngine(program, batch, threads=1 + seed % 2, weights=weights, native=True).run(x, chunk=1 + seed % 8))
+
+
+@needs_native
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=SEEDS, weights=FORMATS)
+def test_every_wire_is_the_same(seed: int, weights: str) -> None:
+    program = random_program(seed)
+    x = random_input(program, seed, 5, 2)
+    plain = EventEngine(program, 2, weights=weights, native=False).run(x, record=program.wires)
+    assert_same(plain, EventEngine(program, 2, weights=weights, native=True).run(x, record=program.wires), wires=True)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=SEEDS, compiled=st.sampled_from([True, False]))
+def test_orders_chunks_pieces_and_events_agree(seed: int, compiled: bool) -> None:
+    program = random_program(seed)
+    x = random_input(program, seed, 12, 2)
+    compiled = compiled and native.available()
+    whole = EventEngine(program, 2, native=compiled).run(x)
+    assert_same(whole, EventEngine(program, 2, native=compiled).run(x, order="step"))
+    assert_same(whole, EventEngine(program, 2, native=compiled).run(x, chunk=5))
+    assert_same(whole, EventEngine(program, 2, native=compiled).run(as_events(x)))
+    pieces = EventEngine(program, 2, native=compiled)
+    pieces.run(x[:4])
+    stepped = [pieces.step(now) for now in x[4:]]
+    final = pieces.state
+    for step, states in whole.states.items():
+        for name, value in states.items():
+            assert value.tobytes() == final[step][name].tobytes()
+    for output in program.outputs:
+        if output.reduce == "none":
+            assert whole.outputs[output.name][4:].tobytes() == np.stack([s[output.name] for s in stepped]).tobytes()
+
+
+def as_events(x: np.ndarray) -> Events:
+    """A dense sequence as shuffled address events, each value given as two halves that add up."""
+    flat = x.reshape(len(x), x.shape[1], -1)
+    time, sample, index = np.nonzero(flat)
+    value = flat[time, sample, index] / 2
+    order = np.random.default_rng(0).permutation(2 * len(time))
+    both = [np.concatenate([part, part])[order] for part in (index, time, sample, value)]
+    return Events(both[0], both[1], len(x), value=both[3], sample=both[2])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=SEEDS)
+def test_agrees_with_the_reference(seed: int) -> None:
+    """Step by step on the engine's own inputs: each step's output differs from float64 by rounding only, and spikes not at all outside the margin."""
+    program = random_program(seed)
+    x = random_input(program, seed, 1, 2)
+    run = EventEngine(program, 2, native=None).run(x, record=program.wires)
+    forced = {name: run.wires[name] for name in program.wires if name != "input"}
+    exact = reference.run(program, x, record=program.wires, forced=forced)
+    for step in program.steps:
+        for wire in step.outputs:
+            if isinstance(step, S.Threshold):
+                near = np.abs(run.wires[step.inputs[0]] - step.threshold) < 1e-5
+                assert np.all((run.wires[wire] == exact.wires[wire]) | near | (np.abs(run.wires[wire] - exact.wires[wire]) < 1e-6))
+            elif not isinstance(step, S.LIF | S.TopK | S.Nearest):
+                np.testing.assert_allclose(run.wires[wire], exact.wires[wire], rtol=2e-5, atol=2e-5)
+
+
+def stack(bias: float = 0.05, decay: float = 0.9) -> Program:
+    rng = np.random.default_rng(0)
+    return Program(
+        (70,),
+        (
+            S.Affine("fc1", ("input",), weight=rng.normal(size=(200, 70)) * 0.3, bias=np.full(200, bias)),
+            S.Integrator("lif1.mem", ("fc1",), decay=np.array(decay)),
+            S.Threshold("lif1", ("lif1.mem",), threshold=np.array(1.0)),
+            S.Affine("fc2", ("lif1",), weight=rng.normal(size=(10, 200)) * 0.3, bias=None),
+            S.LIF("lif2", ("fc2",), decay=np.array(0.8), threshold=np.array(1.0), reset="zero"),
+        ),
+        (Output("spikes", "lif2"), Output("count", "lif2", "sum")),
+    )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_silence_is_skipped_and_caught_up_exactly(compiled: bool) -> None:
+    """A long silence with a bias that alone never fires: the same bytes as a run whose membranes are watched at every step."""
+    x = np.zeros((400, 1, 70), np.float32)
+    x[[0, 1, 150, 399], 0, ::3] = 1
+    program = stack()
+    compiled = compiled and native.available()
+    quick, watched = (EventEngine(program, native=compiled).run(x, record=record) for record in ((), ("fc1", "lif1.mem", "lif2.mem")))
+    assert_same(quick, watched)
+    assert quick.spikes["lif1"] > 0
+
+
+def test_a_bias_that_fires_alone_is_not_skipped() -> None:
+    x = np.zeros((60, 1, 70), np.float32)
+    run = EventEngine(stack(bias=0.2)).run(x)
+    exact = reference.run(stack(bias=0.2), x, dtype=np.float32)
+    assert run.spikes == exact.spikes and run.spikes["lif1"] > 0
+
+
+def test_reset_state_and_continuation() -> None:
+    program, x = stack(), (np.random.default_rng(1).random((20, 3, 70)) < 0.2).astype(np.float32)
+    engine = EventEngine(program, 3)
+    first = engine.run(x)
+    middle = engine.state
+    second = engine.run(x)
+    engine.reset()
+    assert_same(first, engine.run(x))
+    engine.state = middle
+    assert_same(second, engine.run(x))
+
+
+def test_one_step_one_neuron() -> None:
+    program = Program((1,), (S.Threshold("s", ("input",), threshold=np.array(0.5)),), (Output("s", "s"),))
+    assert EventEngine(program).step(np.ones((1, 1)))["s"] == 1
+
+
+def test_integers_are_exact_and_close() -> None:
+    """int8 weights on spikes: the sum is the integer one, so twice the input rows give twice the drive, to the last bit."""
+    rng = np.random.default_rng(2)
+    program = Program((600,), (S.Affine("y", ("input",), weight=rng.normal(size=(5, 600)), bias=None),), (Output("y", "y"),))
+    x = (rng.random((3, 1, 600)) < 0.9).astype(np.float32)
+    y = EventEngine(program, weights="int8").run(x).outputs["y"]
+    scale = (np.abs(program.steps[0].weight.astype(np.float32)).max(axis=1) / np.float32(127)).astype(np.float32)
+    q = np.rint(program.steps[0].weight.astype(np.float32) / scale[:, None]).astype(np.int64)
+    expected = (x[:, 0].astype(np.int64) @ q.T).astype(np.float32) * scale
+    assert y[:, 0].tobytes() == expected.tobytes()
+
+
+def test_int16_refuses_a_sum_that_could_overflow() -> None:
+    wide = Program((70_000,), (S.Affine("y", ("input",), weight=np.ones((1, 70_000)), bias=None),), (Output("y", "y"),))
+    with pytest.raises(ModelRefused, match=r"layer 0 'y' \(Affine\): a fan-in of 70000; int16 sums must fit in 32 bits"):
+        EventEngine(wide, weights="int16")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"index": [70]}, "events.index: values from 70 to 70; they must lie in"),
+        ({"time": [3]}, "events.time: values from 3 to 3; they must lie in"),
+        ({"index": [0.5]}, "events.index: float64"),
+        ({"value": [np.nan]}, "events.value"),
+        ({"sample": [1]}, "events.sample"),
+        ({"steps": 0}, "events.steps: 0 steps"),
+    ],
+)
+def test_bad_events(change: dict[str, object], text: str) -> None:
+    events = Events(np.array([0]), np.array([0]), 3)
+    with pytest.raises(BadInput, match=text):
+        EventEngine(stack()).run(replace(events, **{k: np.array(v) if k != "steps" else v for k, v in change.items()}))
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (np.zeros((3, 1, 69)), "input: an array of shape"),
+        (np.zeros((3, 2, 70)), "a batch of 2; the engine was made for 1"),
+        (np.full((3, 1, 70), np.nan), "NaN or infinity"),
+        (np.full((3, 1, 70), 1e300), "beyond float32"),
+    ],
+)
+def test_bad_input(x: np.ndarray, text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        EventEngine(stack()).run(x)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(BadInput, match="batch 0"):
+        EventEngine(stack(), batch=0)
+    with pytest.raises(BadInput, match="weights 'int4'"):
+        EventEngine(stack(), weights="int4")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="states of"):
+        EventEngine(stack()).state = {}
+    with pytest.raises(BadInput, match="unknown|nowhere"):
+        EventEngine(stack()).run(np.zeros((1, 1, 70)), record=["nowhere"])
+
+
+def test_embedding_reads_tokens() -> None:
+    program = Program(
+        (), (S.Embedding("e", ("input",), table=np.arange(12.0).reshape(4, 3)), S.Activation("a", ("e",), function="tanh")), (Output("a", "a"),), "index"
+    )  # fmt: skip
+    x = np.array([[1], [3]])
+    run = EventEngine(program).run(x)
+    np.testing.assert_allclose(run.outputs["a"], np.tanh(np.arange(12.0).reshape(4, 3)[x]), rtol=1e-6)
