@@ -13,7 +13,8 @@
 #include "gen1.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#define BLOCK 512 /* lanes; the arrays of a block fit the L1 cache */
+#define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
+#define AHEAD 2 /* steps */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
 
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
@@ -36,6 +37,11 @@ INLINE void restore_denormals(unsigned before) {
 #else
     (void)before;
 #endif
+}
+
+/* Asks for cache lines that are about to be written whole: without it a stream of stores waits for each of them. */
+INLINE void will_write(const void *at, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 1, 3);
 }
 
 /* A parameter's values for the lanes [first, first + n), as double. */
