@@ -1,0 +1,108 @@
+"""What can be opened, by suffix: one table. Each row says how a file becomes something to inspect, to verify and to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from spikedeploy.errors import BadInput, message
+from spikedeploy.program import Program
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A file, opened.
+
+    program   its iterative form as read (.nir); a model has one by `program_of`
+    model     the parallel torch model (.pt)
+    runner    the ONNX Runtime cell (.onnx)
+    """
+
+    path: Path
+    kind: str
+    sha256: str
+    program: Program | None = None
+    model: Any = None
+    runner: Any = None
+
+
+def digest_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file. Raises `BadInput` when it is missing or a directory."""
+    where = Path(path)
+    if where.is_dir():
+        raise BadInput(message(f"{path}", "it is a directory", "a file is needed"))
+    if not where.exists():
+        raise BadInput(message(f"{path}", "there is no such file", "an existing file is needed"))
+    try:
+        with where.open("rb") as stream:
+            result = sha256()
+            while block := stream.read(1 << 20):
+                result.update(block)
+    except OSError as error:
+        raise BadInput(message(f"{path}", f"it cannot be read ({error.strerror})", "a readable file is needed")) from None
+    return result.hexdigest()
+
+
+def _open_model(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    from spikedeploy.checkpoint import load_model
+
+    model = load_model(path, model=options.get("model"))
+    return {"model": model}
+
+
+def _open_nir(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    from spikedeploy.readers.nir import read
+
+    return {"program": read(path, dt=options.get("dt"))}
+
+
+def _open_onnx(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    from spikedeploy.runtime.onnx_runner import OnnxRunner
+
+    return {"runner": OnnxRunner(path, record=["spikes"])}
+
+
+OPEN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]]] = {
+    ".pt": ("model", _open_model),
+    ".pth": ("model", _open_model),
+    ".nir": ("nir", _open_nir),
+    ".onnx": ("onnx", _open_onnx),
+}
+"""Per suffix: what kind of file it is, and how it is opened."""
+
+
+def kind_of(path: str | os.PathLike[str], *kinds: str) -> str:
+    """The kind of file by its suffix. Raises `BadInput` on another, or one that is not among `kinds`."""
+    found = OPEN.get(Path(path).suffix.lower(), ("", None))[0]
+    allowed = [suffix for suffix, (kind, _) in OPEN.items() if not kinds or kind in kinds]
+    if not found or found not in (kinds or (found,)):
+        raise BadInput(message(f"{path}", f"a file name ending in '{Path(path).suffix}'", f"one of {', '.join(allowed)} is needed"))
+    return found
+
+
+def open_artifact(path: str | os.PathLike[str], *kinds: str, **options: Any) -> Opened:
+    """Open a file by its suffix. Raises `BadInput` or `ModelRefused` with a clear message on whatever is wrong with it."""
+    kind = kind_of(path, *kinds)
+    digest = digest_of(path)
+    return Opened(Path(path), kind, digest, **OPEN[Path(path).suffix.lower()][1](Path(path), options))
+
+
+def program_of(opened: Opened, x: Any = None, **options: Any) -> Program:
+    """The iterative form of what was opened; a model is converted, with `x` as the example where it was saved without one.
+
+    Raises `BadInput` for an ONNX cell, which only a runner can run.
+    """
+    if opened.program is not None:
+        return opened.program
+    if opened.model is None:
+        raise BadInput(
+            message(f"{opened.path}", "it is an ONNX cell", "a .pt or .nir file is needed here", "ONNX cells run in ONNX Runtime.")
+        )
+    from spikedeploy.conversion import convert
+    from spikedeploy.verify.sides import example_of
+
+    return convert(opened.model, example_of(opened.model, x), **options)

@@ -1,0 +1,94 @@
+"""What the commands share: options, results for people and for machines, progress that is silent when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout, for machines.")
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order given."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_option = click.option(
+    "--model", metavar="PACKAGE.MODULE:FACTORY", help="What makes the module, for a file that is a bare state_dict."
+)
+conversion = options(
+    model_option,
+    click.option("--semantics", type=click.Choice(["recurrence", "snntorch-1.0.0"]), help="Meaning of Gen2 layers; as trained by default."),
+    click.option(
+        "--truncation",
+        type=click.Choice(["exact", "drop"]),
+        help="Of kernel_truncation_steps: exactly by a delay line (default), or dropped.",
+    ),
+)
+randomness = options(
+    click.option("--steps", type=int, default=64, show_default=True, help="Time steps of the random input."),
+    click.option("--batch", type=int, default=8, show_default=True, help="Batch size of the random input."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random input."),
+    click.option("--rate", type=float, default=0.25, show_default=True, help="Spike probability in the random input's binary samples."),
+)
+
+
+def chosen(**values: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def show(result: Mapping[str, Any], text: str, machine: bool) -> None:
+    """A result on stdout: JSON, or text for people."""
+    print(json.dumps(result, indent=2, default=_plain) if machine else text)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr with a text that can change; nothing at all when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) as status:
+        yield status.update
+
+
+def show_rich(thing: Any) -> None:
+    """Something rich on stdout: in colour on a terminal, plain and wide otherwise."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=150, color_system=None)
+    console.print(thing)
+
+
+def single_thread() -> None:
+    """Verification compares roundings: one thread gives the same ones on every run."""
+    import torch
+
+    torch.set_num_threads(1)

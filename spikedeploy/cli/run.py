@@ -1,0 +1,93 @@
+"""`spikedeploy run`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from spikedeploy.cli.common import as_json, model_option, show, working
+
+
+@click.command(epilog="Example: spikedeploy run model.nir --input x.npy -o spikes.npz", short_help="Run a file on input, step by step.")
+@click.argument("file")
+@click.option("--input", "input_file", required=True, metavar="FILE", help="Input (T, B, ...) as .npy or .npz.")
+@click.option("-o", "--output", metavar="FILE", help="Where the outputs and spikes go, as .npz.")
+@click.option("--engine", type=click.Choice(["reference", "events", "onnxruntime"]), help="Default: reference; ONNX Runtime for .onnx.")
+@click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own.")
+@model_option
+@as_json
+def command(file: str, input_file: str, output: str | None, engine: str | None, dt: float | None, model: str | None, as_json: bool) -> None:
+    """Run FILE (.pt, .nir or .onnx) on input and say how much each layer fired.
+
+    The .npz holds `output.NAME` for every output of the model and `spikes.LAYER` for every spiking layer.
+    """
+    from spikedeploy.artifact import open_artifact
+    from spikedeploy.errors import BadInput, message
+    from spikedeploy.exporters.atomic import write_bytes
+    from spikedeploy.verify.inputs import load_input
+
+    if output is not None and Path(output).suffix != ".npz":
+        raise BadInput(message(f"output {output}", "its name does not end in .npz", "an .npz holds the outputs and the spikes"))
+    with working("reading"):
+        opened = open_artifact(file, "model", "nir", "onnx", dt=dt, model=model)
+    kind = engine or ("onnxruntime" if opened.kind == "onnx" else "reference")
+    with working(f"running ({kind})"):
+        shown, result = ENGINES[kind](opened, load_input(input_file))
+    written = write_bytes(output, _npz(result)) if output is not None else None
+    rates = {name: {"rate": spikes / result.decisions[name], "spikes": spikes} for name, spikes in result.spikes.items()}
+    lines = [f"{name:30s} {item['rate']:8.2%} of {result.decisions[name]:,} fired" for name, item in rates.items()]
+    lines += [f"{name:30s} {value.shape} {value.dtype}" for name, value in result.outputs.items()]
+    lines += [f"wrote {written}"] if written else []
+    data = {
+        "engine": shown,
+        "layers": rates,
+        "outputs": {name: list(value.shape) for name, value in result.outputs.items()},
+        "written": written,
+    }
+    show(data, "\n".join(lines), as_json)
+
+
+def _npz(result: Any) -> bytes:
+    arrays = {f"output.{name}": value for name, value in result.outputs.items()}
+    arrays |= {f"spikes.{name}": value for name, value in result.wires.items() if name in result.spikes}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _reference(opened: Any, x: Any) -> tuple[str, Any]:
+    from spikedeploy.artifact import program_of
+    from spikedeploy.runtime import reference
+    from spikedeploy.verify.inputs import fitted
+
+    program = program_of(opened, x)
+    record = [step.name for step in program.spiking]
+    return "reference (float32)", reference.run(program, fitted(program, x), dtype=np.float32, record=record)
+
+
+def _events(opened: Any, x: Any) -> tuple[str, Any]:
+    from spikedeploy.artifact import program_of
+    from spikedeploy.runtime.events import EventEngine
+    from spikedeploy.verify.inputs import fitted
+
+    program = program_of(opened, x)
+    data = fitted(program, x)
+    engine = EventEngine(program, batch=data.shape[1])
+    return "events", engine.run(data, record=[step.name for step in program.spiking])
+
+
+def _onnx(opened: Any, x: Any) -> tuple[str, Any]:
+    from spikedeploy.errors import BadInput, message
+
+    if opened.runner is None:
+        raise BadInput(message(f"{opened.path}", "it is not an ONNX cell", "--engine onnxruntime needs an .onnx file"))
+    return "ONNX Runtime", opened.runner.run(x[:, None] if x.ndim == 1 + len(opened.runner.info.input_shape) else x)
+
+
+ENGINES: Mapping[str, Callable[[Any, Any], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
+"""Per engine: what to call it, and the run."""

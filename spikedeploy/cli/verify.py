@@ -1,0 +1,50 @@
+"""`spikedeploy verify`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from spikedeploy.cli.common import as_json, chosen, conversion, randomness, show_rich, single_thread, working
+
+
+@click.command(
+    epilog="Example: spikedeploy verify model.pt model.nir --input test.npy",
+    short_help="Hold a model against its artifact, spike by spike.",
+)
+@click.argument("model_file", metavar="MODEL")
+@click.argument("artifact", required=False)
+@click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) as .npy or .npz; random input by default.")
+@randomness
+@conversion
+@click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own.")
+@as_json
+def command(model_file: str, artifact: str | None, input_file: str | None, as_json: bool, **given: Any) -> int:
+    """Hold MODEL (.pt, or a .nir) against ARTIFACT (.nir or .onnx), or against its own iterative form alone.
+
+    The parallel torch model, the reference in float32 and the artifact are each run layer by layer on the float64 reference's
+    spikes, and on their own. A spike may differ only where the membrane is within the rounding bound of the threshold.
+    Exit code 0: equivalent; 1: not (or not to be decided on this input).
+    """
+    from spikedeploy.verify import verify
+    from spikedeploy.verify.inputs import load_input
+
+    single_thread()
+    numbers = {key: given.pop(key) for key in ("steps", "batch", "seed", "rate")}
+    with working("reading") as progress:
+        x = load_input(input_file) if input_file else None
+        certificate = verify(
+            model_file,
+            artifact,
+            x,
+            options=chosen(**given),
+            input_source=str(input_file) if input_file else None,
+            progress=progress,
+            **numbers,
+        )
+    if as_json:
+        print(certificate.to_json())
+    else:
+        show_rich(certificate)
+    return 0 if certificate.passed else 1

@@ -1,0 +1,87 @@
+"""What a model is verified on: real data from a file, or random data that makes neurons fire at every strength."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput, message
+from spikedeploy.program import INPUT, Program
+from spikedeploy.runtime import reference
+from spikedeploy.verify.rounding import Real
+
+MAX_VALUES = 1 << 28
+GAINS = (1.0, 1.0, 4.0, 4.0, 0.25, 2.0, 16.0, 8.0)
+
+
+def random_input(program: Program, steps: int, batch: int, seed: int, rate: float = 0.25) -> Real:
+    """`(T, B, *shape)` float32: even samples are spikes of probability `rate`, odd ones standard normal, both at several gains; tokens are uniform."""
+    check_sizes(program, steps, batch)
+    rng = np.random.default_rng(seed)
+    shape = (steps, batch, *program.input_shape)
+    if program.input_kind == "index":
+        rows = min(step.table.shape[0] for step in program.steps if isinstance(step, S.Embedding) and INPUT in step.inputs)
+        return rng.integers(0, rows, shape).astype(np.float32)
+    gains = np.array([GAINS[i % len(GAINS)] for i in range(batch)]).reshape(1, batch, *(1,) * len(program.input_shape))
+    even = (np.arange(batch) % 2 == 0).reshape(gains.shape)
+    return np.asarray(np.where(even, rng.random(shape) < rate, rng.standard_normal(shape)) * gains, np.float32)
+
+
+def check_sizes(program: Program, steps: int, batch: int) -> None:
+    """Raises `BadInput` on no steps, no batch, or more values than a machine holds."""
+    for name, value in (("steps", steps), ("batch", batch)):
+        if value < 1:
+            raise BadInput(message(f"--{name}", f"it is {value}", "at least 1 is needed"))
+    if steps * batch * max(1, int(np.prod(program.input_shape))) > MAX_VALUES:
+        raise BadInput(message("input", f"{steps} steps of a batch of {batch}", f"at most {MAX_VALUES} values are used", "Ask for fewer."))
+
+
+def load_input(path: str | os.PathLike[str], program: Program | None = None) -> Real:
+    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`; `(T, B, *shape)`, or `(T, *shape)` for one sample.
+
+    Raises `BadInput` with the shape that is needed and what was found. Nothing is unpickled.
+    """
+    array = _array(Path(path))
+    if program is None:
+        return array
+    if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
+        array = array[:, None]
+    try:
+        return np.ascontiguousarray(reference.check_input(program, array), np.float32)
+    except BadInput as error:
+        raise BadInput(str(error).replace("input:", f"{path}:", 1)) from None
+
+
+def _array(path: Path) -> Real:
+    if path.is_dir() or not path.exists():
+        raise BadInput(
+            message(f"{path}", "it is a directory" if path.is_dir() else "there is no such file", "a .npy or .npz file is needed")
+        )
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = list(loaded.files)
+            name = next((n for n in ("input", "x") if n in names), names[0] if len(names) == 1 else None)
+            if name is None:
+                raise BadInput(message(f"{path}", f"arrays {', '.join(names) or 'none'}", "one of them must be called 'input'"))
+            return np.asarray(loaded[name])
+    except BadInput:
+        raise
+    except Exception as error:  # numpy, zipfile and struct fail in many ways on random bytes
+        raise BadInput(message(f"{path}", f"unreadable ({_first_line(error)})", "a .npy or .npz file of numbers is needed")) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def fitted(program: Program, array: Real) -> Real:
+    """`array` as the program's input; a single sample `(T, *shape)` gets its batch axis. Raises `BadInput` with the shape that is needed."""
+    if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
+        array = array[:, None]
+    return reference.check_input(program, array)

@@ -1,0 +1,41 @@
+"""Exact ties: the one input on which `>` and `>=` differ is not met by chance, so it is made.
+
+The wire in front of each threshold is forced to the threshold itself, in float32, and the answer compared. A neuron with reset gets its threshold as
+its first input, from a state of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.program import Program
+from spikedeploy.runtime import reference
+from spikedeploy.verify.certificate import Finding
+from spikedeploy.verify.parties import ProgramParty, Real
+
+
+def tie_findings(party: ProgramParty) -> Iterator[Finding]:
+    """A failure per layer that answers an exact tie otherwise than its source."""
+    for name, (source, own) in party.layers().items():
+        here, there = fires_on_tie(party.program, own), fires_on_tie(party.source, source)
+        wrong = int((here != there).sum())
+        if wrong:
+            signs = {True: ">", False: ">="}
+            yield Finding(
+                "fail",
+                f"layer '{name}' of {party.name}: {wrong} of {here.size} neurons decide an exact tie otherwise "
+                f"(the model fires on {signs[source.strict]}, the artifact on {signs[own.strict]})",
+                {"layer": name, "neurons": wrong},
+            )
+
+
+def fires_on_tie(program: Program, step: S.Threshold | S.LIF) -> Real:
+    """Which neurons `(*shape)` of the layer fire when what is compared equals the threshold exactly."""
+    shape = program.wires[step.inputs[0]]
+    tie = np.broadcast_to(np.asarray(step.threshold, np.float32), shape)
+    result = reference.STEP[type(step)](reference.cast(step, np.float32), tie[None], {"u": np.zeros((1, *shape), np.float32)})
+    spikes = result[0] if isinstance(result, tuple) else result
+    return np.asarray(spikes[0] != 0)

@@ -1,0 +1,154 @@
+"""One verification from end to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spikedeploy.errors import NotEquivalent
+from spikedeploy.program import Program
+from spikedeploy.runtime import reference
+from spikedeploy.verify import judge
+from spikedeploy.verify.bounds import Bounds, bound
+from spikedeploy.verify.certificate import Certificate, Finding, LayerCheck, OutputCheck
+from spikedeploy.verify.extras import extras
+from spikedeploy.verify.inputs import random_input
+from spikedeploy.verify.parties import Party, ProgramParty, Real
+from spikedeploy.verify.rules import Doubt
+from spikedeploy.verify.sides import Sides, artifact_parties, sides_of
+from spikedeploy.verify.versions import versions
+
+Progress = Callable[[str], None]
+RESTORED = Doubt(parameters=16, decay=8)
+"""An artifact whose parameters went through time constants and gains and back, each rounded to float32."""
+
+
+def verify(
+    model: Any,
+    artifact: Any = None,
+    x: npt.ArrayLike | None = None,
+    *,
+    steps: int = 64,
+    batch: int = 8,
+    seed: int = 0,
+    rate: float = 0.25,
+    options: Mapping[str, Any] | None = None,
+    input_source: str | None = None,
+    progress: Progress = lambda text: None,
+) -> Certificate:
+    """Hold `model` (a path, a torch module with `x`, or a Program) against `artifact` (a path, a Program, a runner, a Party, or None).
+
+    x        input `(T, B, *shape)`; random (`seed`, `rate`, `steps`, `batch`) when not given
+    options  for the conversion of a torch model, as `convert` takes them (`semantics`, `truncation`, ...)
+
+    Every form is run in float32, layer by layer on the float64 reference's spikes, and on its own. Criteria (A) to (D): see `certificate.CRITERIA`.
+    Raises `BadInput` on a file or an input that cannot be used, `ModelRefused` on a model that cannot be converted; a difference is no
+    exception but a certificate whose `passed` is False (`require` raises).
+    """
+    given = None if x is None else np.asarray(x)
+    sides = sides_of(model, given, dict(options or {}))
+    if given is None:
+        data = random_input(sides.program, steps, batch, seed, rate)
+        source, used_seed = input_source or f"random input, seed {seed}", seed
+    else:
+        data = np.ascontiguousarray(reference.check_input(sides.program, given), np.float32)
+        source, used_seed = input_source or "given input", None
+    trial = Trial(sides, data, progress)
+    parties, about = artifact_parties(sides, artifact, dict(options or {}))
+    trial.run(parties)
+    findings = (*trial.findings, *about.findings, *extras(sides, data, trial.bounds(sides.program, Doubt())))
+    return Certificate(
+        verdict=judge.verdict(trial.layers, trial.outputs, findings),
+        layers=tuple(trial.layers),
+        outputs=tuple(trial.outputs),
+        findings=tuple(findings),
+        program_digest=sides.program.digest,
+        artifact=about.name,
+        artifact_sha256=about.sha256,
+        steps=data.shape[0],
+        batch=data.shape[1],
+        input_source=source,
+        seed=used_seed,
+        versions=versions(),
+    )
+
+
+def require(certificate: Certificate) -> Certificate:
+    """The certificate itself when it passed; raises `NotEquivalent` with the first thing that is wrong otherwise."""
+    if certificate.passed:
+        return certificate
+    raise NotEquivalent(
+        certificate.first_failure() or f"verification is {certificate.verdict}: too many decisions lie within the rounding bound"
+    )
+
+
+@dataclass(slots=True)
+class Trial:
+    """The parties one after another on one input; bounds are computed once per kind of doubt."""
+
+    sides: Sides
+    x: Real
+    progress: Progress
+    layers: list[LayerCheck]
+    outputs: list[OutputCheck]
+    findings: list[Finding]
+    known: dict[tuple[str, Doubt], Bounds]
+
+    def __init__(self, sides: Sides, x: Real, progress: Progress) -> None:
+        self.sides, self.x, self.progress = sides, x, progress
+        self.layers, self.outputs, self.findings, self.known = [], [], [], {}
+
+    def bounds(self, program: Program, doubt: Doubt) -> Bounds:
+        key = (program.digest, doubt)
+        if key not in self.known:
+            self.known[key] = bound(program, self.x, doubt)
+        return self.known[key]
+
+    def run(self, artifact: Sequence[Party]) -> None:
+        program = self.sides.program
+        for party in self.sides.parties():
+            self.progress(f"verifying {party.name}")
+            self.judge(self.sides.trained, party, party.doubt)
+        self.progress("verifying reference (float32)")
+        self.judge(program, ProgramParty("reference (float32)", program, program), Doubt())
+        for party in artifact:
+            self.progress(f"verifying {party.name}")
+            self.judge(program, party, party.doubt)
+        rates = {name: float((values != 0).mean()) for name, values in self.bounds(program, Doubt()).spikes.items()}
+        self.findings += judge.observations(self.layers, rates)
+
+    def judge(self, program: Program, party: Party, doubt: Doubt) -> None:
+        if isinstance(party, ProgramParty) and party.program.digest != program.digest:
+            doubt = self._doubt(program, party)
+        bounds = self.bounds(program, doubt)
+        on_reference, alone = party.observe(self.x, bounds.spikes), party.observe(self.x, None)
+        self.layers += judge.layer_checks(program, bounds, party, on_reference, alone)
+        self.outputs += judge.output_checks(program, bounds, party, on_reference, alone)
+        self.findings += missing(party, program, on_reference.outputs)
+
+    def _doubt(self, program: Program, party: ProgramParty) -> Doubt:
+        """None where the artifact's float64 run is the model's bit for bit; else what storing the parameters may cost."""
+        bounds = self.bounds(program, Doubt())
+        wide = replace(party, dtype=np.float64).observe(self.x, bounds.spikes)
+        same = all(np.array_equal(wide.membranes[name], bounds.membranes[name].value) for name in wide.membranes)
+        return Doubt() if same and len(wide.membranes) == len(bounds.membranes) else RESTORED
+
+
+def missing(party: Party, program: Program, outputs: Mapping[str, Real]) -> Iterator[Finding]:
+    """A failure per layer or output that the party has not."""
+    for name, why in party.missing().items():
+        yield Finding("fail", f"layer '{name}' is missing in {party.name}: {why}", {"layer": name})
+    for output in program.outputs:
+        if output.name not in outputs:
+            yield Finding("fail", f"output '{output.name}' is missing in {party.name}", {"output": output.name})
+
+
+def quick(model: Any, artifact: str | os.PathLike[str] | Path, x: npt.ArrayLike | None = None, **options: Any) -> Certificate:
+    """The verification that an export ends with: few steps, small batch."""
+    return verify(model, artifact, x, steps=32, batch=4, **options)

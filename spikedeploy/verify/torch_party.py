@@ -1,0 +1,140 @@
+"""The parallel torch model as a party: hooks record what every neuron layer puts out and can replace what the next one sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikedeploy.program import Program
+from spikedeploy.verify.parties import Observation, Real
+from spikedeploy.verify.rules import Doubt
+
+LONE = "layer"
+"""What a program calls the only layer of a model that is itself one layer."""
+
+
+class TorchParty:
+    """The trained model as it was trained: whole sequences at once, in float32."""
+
+    def __init__(self, model: nn.Module, source: Program, name: str = "parallel (torch, float32)") -> None:
+        self.model, self.source, self.name = model.eval(), source, name
+        self.doubt = Doubt(functions=8, parallel=True)
+        modules = dict(model.named_modules())
+        if LONE not in modules:
+            modules[LONE] = model
+        self.modules = {step.name: found for step in source.spiking if (found := _module(modules, step.name)) is not None}
+
+    def missing(self) -> Mapping[str, str]:
+        return {}
+
+    def observe(self, x: Real, forced: Mapping[str, Real] | None) -> Observation:
+        taps = {name: _Tap(self.source.wires[name], x.shape[1], None if forced is None else forced[name]) for name in self.modules}
+        with torch.no_grad(), ExitStack() as stack:
+            for name, module in self.modules.items():
+                stack.enter_context(_tapped(module, taps[name]))
+            outputs = self.model(self._tensor(x))
+        seen = {name: tap for name, tap in taps.items() if tap.spikes}
+        return Observation(
+            fired={name: tap.fired() for name, tap in seen.items()},
+            membranes={name: value for name, tap in seen.items() if (value := tap.membrane()) is not None},
+            outputs=self._outputs(outputs),
+        )
+
+    def _tensor(self, x: Real) -> Tensor:
+        return torch.from_numpy(np.array(x, np.int64 if self.source.input_kind == "index" else np.float32))
+
+    def _outputs(self, value: Any) -> Mapping[str, Real]:
+        flat = [item.detach().numpy() for item in _flatten(value)]
+        return dict(zip((output.name for output in self.source.outputs), flat, strict=False))
+
+
+def _flatten(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flatten(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _flatten(item)
+
+
+def _module(modules: Mapping[str, nn.Module], layer: str) -> nn.Module | None:
+    """The module that makes the spikes of wire `layer`: of that path, or a memory whose spikes are `<path>.spk`."""
+    return modules.get(layer) or modules.get(layer.rpartition(".")[0] or LONE)
+
+
+class _Tap:
+    """What one layer put out, call by call (a layer that runs one step at a time is called T times)."""
+
+    def __init__(self, shape: tuple[int, ...], batch: int, forced: Real | None) -> None:
+        self.shape, self.forced = shape, forced
+        self.one_step = batch * int(np.prod(shape))
+        self.spikes: list[Real] = []
+        self.membranes: list[Real] = []
+        self.time = 0
+
+    def see(self, spikes: Tensor, membrane: Tensor | None) -> Tensor:
+        """Record one call and say what its readers get."""
+        count = spikes.numel() // self.one_step
+        self.spikes.append(spikes.detach().numpy().reshape(count, -1, *self.shape))
+        if membrane is not None:
+            self.membranes.append(membrane.detach().numpy().reshape(count, -1, *self.shape))
+        start, self.time = self.time, self.time + count
+        if self.forced is None:
+            return spikes
+        return torch.from_numpy(np.asarray(self.forced[start : self.time], np.float32)).reshape(spikes.shape)
+
+    def fired(self) -> Real:
+        return np.concatenate(self.spikes) != 0
+
+    def membrane(self) -> Real | None:
+        return np.concatenate(self.membranes) if len(self.membranes) == len(self.spikes) else None
+
+
+@contextmanager
+def _tapped(module: nn.Module, tap: _Tap) -> Iterator[None]:
+    inside = hasattr(module, "to_alpha")
+    with _tapped_fire(module, tap) if inside else _tapped_output(module, tap):
+        yield
+
+
+@contextmanager
+def _tapped_output(module: nn.Module, tap: _Tap) -> Iterator[None]:
+    """A neuron that returns `(spikes, membrane)`, or its spikes alone."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (tap.see(output[0], output[1]), *output[1:])
+        return tap.see(output, None)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _tapped_fire(module: nn.Module, tap: _Tap) -> Iterator[None]:
+    """A memory spikes in the middle of its forward: its `fire` is where the membranes can be seen and the spikes replaced."""
+    original: Callable[[Tensor], Tensor] = module.fire  # type: ignore[assignment]
+    method = getattr(module, "method", None)
+
+    def fire(membrane: Tensor) -> Tensor:
+        return tap.see(original(membrane), membrane)
+
+    module.__dict__["fire"] = fire
+    if method in ("auto", "native"):
+        module.__dict__["method"] = "prefix"
+    try:
+        yield
+    finally:
+        del module.__dict__["fire"]
+        if method is not None:
+            module.__dict__["method"] = method
