@@ -1,7 +1,7 @@
 """ONNX nodes of the step kinds with a memory, and of the threshold. Rows as in `onnx_maps`; equations: `spikedeploy.steps`.
 
 Every state is an input and an output of the cell, float32, zero at the start. A state that decays by a factor between 1/2 and 1 would stick
-at a denormal number once its input is silent, and every later step would take ten times as long; so it is rounded to a grid of 2^-125.
+at a denormal number once its input is silent, and every later step would take ten times as long; so it is rounded to a grid of 2^-103.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from spikedeploy.exporters import onnx_maps as maps
 from spikedeploy.exporters.onnx_graph import Graph
 from spikedeploy.steps import Step
 
-GRID = 2.0**-102
-"""Added and taken away again: what is below 2^-126 vanishes, what is above 2^-77 keeps every bit, and what lies between moves by at most
-2^-126 or one rounding."""
+GRID = 2.0**-80
+"""Added and taken away again: what is below 2^-105 vanishes, what is above 2^-55 keeps every bit, and what lies between moves by at most
+2^-104 or one rounding. So far above the denormals, because a state may stick on the grid and is then multiplied by small weights."""
 
 
 def _settled(g: Graph, value: str, part: str) -> str:

@@ -25,7 +25,7 @@ class Builder:
         return np.full(shape, 0.5, np.float32) if self.dyadic else self.rng.uniform(0.6, 0.99, shape).astype(np.float32)
 
     def affine(self, name: str, source: str, wide: int, out: int) -> S.Affine:
-        return S.Affine(name, (source,), self.array(out, wide, scale=2 / wide**0.5), self.array(out, scale=0.2))
+        return S.Affine(name, (source,), self.array(out, wide, scale=1.2 / wide**0.5), self.array(out, scale=0.2))
 
     def leaky(self, name: str, source: str, *, width: int = 1) -> list[S.Step]:
         theta = np.array(0.5, np.float32)
@@ -76,7 +76,7 @@ def truncated(b: Builder) -> Program:
         S.Scale("lif.gone", ("lif.old",), -(b.decay() ** 3)),
         S.Add("lif.in", ("fc", "lif.gone")),
         S.Integrator("lif.raw", ("lif.in",), b.decay()),
-        S.Nearest("lif.mem", ("lif.raw",), np.linspace(-2, 2, 9, dtype=np.float32)),
+        S.Nearest("lif.mem", ("lif.raw",), (np.arange(-8, 9) / 4 + 0.125).astype(np.float32)),
         S.Threshold("lif", ("lif.mem",), np.array(0.5, np.float32), np.array(4, np.float32)),
         S.Delay("one", ("lif",), 1),
     ]
