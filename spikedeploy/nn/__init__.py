@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any
 
 EXPORTS: dict[str, str] = {
+    "AssociativeLeaky": "associative",
+    "DeltaRuleLeaky": "delta",
     "Leaky": "leaky",
     "LinearLeaky": "leaky",
     "StateLeaky": "leaky",

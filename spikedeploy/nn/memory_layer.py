@@ -36,6 +36,8 @@ class MemoryLayer(nn.Module):
 
     routes: ClassVar[Mapping[str, Route]]
     """Pure torch routes by method name; `native` and `auto` exist besides."""
+    fallback: ClassVar[str] = "prefix"
+    """What `auto` takes where there is no native core."""
     threshold: Tensor
     graded_spikes_factor: Tensor
 
@@ -165,7 +167,7 @@ class MemoryLayer(nn.Module):
         Raises `BadInput` where `native` is asked for and cannot be had.
         """
         if self.method == "auto":
-            return "native" if memory_native.admits(x) else "prefix"
+            return "native" if memory_native.admits(x) else self.fallback
         if self.method == "native" and not memory_native.admits(x):
             found = memory_native.why_not(x)
             raise BadInput(message(f"{type(self).__name__} method='native'", found, "", "Use method='auto'."))
