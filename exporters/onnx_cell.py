@@ -24,7 +24,7 @@ from spikedeploy.errors import BadInput, ModelRefused, message
 from spikedeploy.exporters.onnx_graph import IR_VERSION, Graph, tensor
 from spikedeploy.exporters.onnx_neurons import NODES
 from spikedeploy.program import INPUT, Program
-from spikedeploy.readers.onnx_info import FORMAT, METADATA, VERSION
+from spikedeploy.readers.onnx_info import FORMAT, METADATA, VERSION, content_digest
 
 DEFAULT_OPSET = 17
 
@@ -161,6 +161,7 @@ def cell_model(graph: Graph, *, spikes: bool) -> onnx.ModelProto:
 def finished(graph: Graph, body: onnx.GraphProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
     """The model of a graph: versions, producer, metadata."""
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=IR_VERSION[graph.opset])
+    metadata = {**metadata, "content": content_digest(model)}
     model.producer_name, model.producer_version = "spikedeploy", spikedeploy.__version__
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(metadata, sort_keys=True, separators=(",", ":"))

@@ -16,7 +16,7 @@ import onnx
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import INPUT
 from spikedeploy.readers.onnx_info import CellInfo, SpikeInfo, cell_info
-from spikedeploy.runtime.onnx_session import open_session, with_outputs
+from spikedeploy.runtime.onnx_session import failed, open_session, with_outputs
 from spikedeploy.steps import Array
 
 
@@ -71,9 +71,7 @@ class Probe:
         try:
             return dict(zip(self.names, self.session.run(self.names, ready), strict=True))
         except Exception as error:  # the runtime's errors have no common base but Exception
-            raise BadInput(
-                message("ONNX cell", f"it fails at run time ({' '.join(str(error).split())[:300]})", "a cell that runs is needed")
-            ) from None
+            raise failed(error) from None
 
     def zeros(self, batch: int) -> dict[str, Array]:
         """The states before the first step, by the names of their inputs."""

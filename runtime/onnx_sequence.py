@@ -12,7 +12,7 @@ from spikedeploy.program import INPUT
 from spikedeploy.readers.onnx_guard import Source
 from spikedeploy.readers.onnx_info import read_cell
 from spikedeploy.runtime.onnx_runner import check_sequence
-from spikedeploy.runtime.onnx_session import open_session
+from spikedeploy.runtime.onnx_session import failed, open_session
 from spikedeploy.runtime.reference import Run, State
 from spikedeploy.steps import Array
 
@@ -35,7 +35,10 @@ class SequenceRunner:
         for s in self.info.states:
             shape = (xs.shape[1], *s.shape)
             feeds[s.past] = np.ascontiguousarray(np.broadcast_to(np.asarray(start.get(s.layer, {}).get(s.name, 0), np.float32), shape))
-        found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        try:
+            found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        except Exception as error:  # the runtime's errors have no common base but Exception
+            raise failed(error) from None
         last: dict[str, State] = {}
         for s in self.info.states:
             last.setdefault(s.layer, {})[s.name] = found[s.present]

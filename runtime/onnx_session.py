@@ -71,4 +71,14 @@ class Binding:
             self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        """One run. Raises `BadInput` when the runtime gives up, as it may on a file that somebody changed."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # the runtime's errors have no common base but Exception
+            raise failed(error) from None
+
+
+def failed(error: Exception) -> BadInput:
+    """What a runtime's failure is to the user."""
+    text = " ".join(str(error).split())[:300]
+    return BadInput(message("ONNX model", f"it fails at run time ({text})", "a model that runs is needed"))

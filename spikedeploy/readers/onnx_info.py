@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import onnx
@@ -66,10 +67,15 @@ class WireInfo:
 
 @dataclass(frozen=True, slots=True)
 class CellInfo:
-    """A cell (`kind` "step") or a Scan over whole sequences ("sequence"). `wires` holds every wire of the program (step cells only)."""
+    """A cell (`kind` "step") or a Scan over whole sequences ("sequence").
+
+    digest  of the program that it was made from;  intact  whether the graph is still the one that was written
+    wires   every wire of the program (step cells only)
+    """
 
     kind: str
     digest: str
+    intact: bool
     batch: int | None
     input_shape: Shape
     input_kind: str
@@ -100,7 +106,7 @@ def cell_info(model: onnx.ModelProto) -> CellInfo:
         document = json.loads(texts[0])
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise ValueError(f"format {document['format']} {document['version']}")
-        info = _info(document)
+        info = _info(document, content_digest(model))
         _check_against(model.graph, info)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(
@@ -109,12 +115,20 @@ def cell_info(model: onnx.ModelProto) -> CellInfo:
     return info
 
 
-def _info(document: dict[str, Any]) -> CellInfo:
+def content_digest(model: onnx.ModelProto) -> str:
+    """SHA-256 of the graph: every node, parameter and name."""
+    return sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _info(document: dict[str, Any], content: str) -> CellInfo:
     given = document["input"]
+    if not document["outputs"]:
+        raise ValueError("no output")
     batch, rows = document["batch"], given["rows"]
     return CellInfo(
         kind=_one_of(document["kind"], "step", "sequence"),
         digest=_text(document["digest"]),
+        intact=_text(document["content"]) == content,
         batch=None if batch is None else _count(batch),
         input_shape=_shape(given["shape"]),
         input_kind=_one_of(given["kind"], "float", "index"),
@@ -206,6 +220,7 @@ def describe(source: Source) -> dict[str, Any]:
         "format": f"ONNX {'step cell' if info.kind == 'step' else 'sequence (Scan)'}",
         "bytes": len(data),
         "digest": info.digest,
+        "intact": info.intact,
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         "producer": dict(info.producer),
