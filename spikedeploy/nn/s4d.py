@@ -89,21 +89,22 @@ class S4D(nn.Module):
         blocks = _rows(left, self.D).transpose(1, 2) @ _rows(right.conj(), self.D)
         return blocks.reshape(self.features, -1)[:, :steps]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """y `(T, B, H)` of x `(T, B, H)`, from state zero."""
+    def forward(self, x: Tensor, unit: Tensor | None = None) -> Tensor:
+        """y `(T, B, H)` of x `(T, B, H)`, from state zero; divided by `unit (H,)` or `(1,)` when given, which costs nothing here."""
         if x.ndim != 3 or x.shape[2] != self.features:
             raise ValueError(f"S4D: an input of shape {tuple(x.shape)}; (T, B, {self.features}) is needed.")
-        return self._scan(x) if self.form == "scan" and has_kernel(x) else self._fft(x)
+        unit = self.D.new_ones(1) if unit is None else unit
+        return self._scan(x, unit) if self.form == "scan" and has_kernel(x) else self._fft(x, unit)
 
-    def _fft(self, x: Tensor) -> Tensor:
+    def _fft(self, x: Tensor, unit: Tensor) -> Tensor:
         steps = len(x)
-        spectrum = torch.fft.rfft(self.kernel(steps), n=2 * steps, dim=1).T.unsqueeze(1)
+        spectrum = torch.fft.rfft(self.kernel(steps) / unit[:, None], n=2 * steps, dim=1).T.unsqueeze(1)
         y = torch.fft.irfft(torch.fft.rfft(x, n=2 * steps, dim=0) * spectrum, n=2 * steps, dim=0)[:steps]
-        return y + self.D * x
+        return y + self.D / unit * x
 
-    def _scan(self, x: Tensor) -> Tensor:
+    def _scan(self, x: Tensor, unit: Tensor) -> Tensor:
         a, c, d = self.discretised()
-        return diagonal_scan(x, a, 2 * c, d)
+        return diagonal_scan(x, a, 2 * c / unit[:, None], d / unit)
 
     def step(self, x: Tensor, state: Tensor | None = None, discrete: Discrete | None = None) -> tuple[Tensor, Tensor]:
         """One time step: x `(B, H)`, state complex `(B, H, M)` or None for zero -> y `(B, H)` and the next state.

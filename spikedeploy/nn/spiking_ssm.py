@@ -91,9 +91,9 @@ class SpikingLIF(nn.Module):
         """The threshold, `(H,)` or `(1,)`; it divides the current."""
         return self.ln_vth.exp() if "ln_vth" in self._parameters else self.threshold
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes, 0 or 1, `(T, B, H)`."""
-        x = x / self.thresholds()
+    def forward(self, x: Tensor, scaled: bool = False) -> Tensor:
+        """Spikes, 0 or 1, `(T, B, H)`; `scaled`: x is in units of the threshold already."""
+        x = x if scaled else x / self.thresholds()
         if self.sdn is None:
             return hard_reset(x, self.tau)[0]
         return TriangleSpike.apply(self.sdn(x.detach()) + x - 1)  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ class SpikingSSMBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(x) if self.prenorm else x
-        spikes = self.neuron(self.s4d(z))
+        spikes = self.neuron(self.s4d(z, self.neuron.thresholds()), scaled=True)
         x = x + self.dropout(F.glu(self.mix(self.dropout(spikes)), dim=-1))
         return x if self.prenorm else self.norm(x)
 
