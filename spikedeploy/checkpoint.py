@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from spikedeploy import __version__, torchfile
 from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError, message
-from spikedeploy.layers import LAYERS, build, describe, layer_name, recorded_layer
-from spikedeploy.trace import FUNCTIONS, METHODS, Graph, Node, Ref, Traced, trace
+from spikedeploy.graph import FUNCTIONS, METHODS, Graph, Node, Ref, Traced
+from spikedeploy.layers import LAYERS
+from spikedeploy.rebuild import build, describe, layer_name, recorded_layer, tensors_of
+from spikedeploy.trace import trace
 
 FORMAT, VERSION = "spikedeploy.checkpoint", 1
 
@@ -61,7 +63,7 @@ def dump(model: nn.Module, example: Tensor) -> bytes:
 
 def _state(layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors by full name; parameters as such."""
-    found = {f"{path}.{key}": value for path, layer in layers.items() for key, value in layer.state_dict(keep_vars=True).items()}
+    found = {f"{path}.{key}": value for path, layer in layers.items() for key, value in tensors_of(layer).items()}
     return found | dict(tensors)
 
 
@@ -194,23 +196,23 @@ def _rebuild(where: str, content: Mapping[str, Any]) -> Traced:
 
 
 def _model(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Traced:
-    learned = set(header["learned"])
-    direct = {path: nn.Parameter(tensors[path]) if path in learned else tensors[path] for path in header["tensors"]}
-    owners = {key: _owner(key, header["layers"]) for key in tensors if key not in direct}
-    layers = {}
-    for path, plain in header["layers"].items():
-        own = {key.removeprefix(f"{path}."): tensors[key] for key, owner in owners.items() if owner == path}
-        layers[path] = build(path, plain, own, [key.removeprefix(f"{path}.") for key in learned if owners.get(key) == path])
+    learned, direct = set(header["learned"]), list(header["tensors"])
+    shared = {key: nn.Parameter(value) if key in learned else value for key, value in tensors.items()}
+    owned: dict[str, dict[str, Tensor]] = {path: {} for path in header["layers"]}
+    for key, value in shared.items():
+        owner = _owner(key, owned)
+        if owner is None and key not in direct:
+            raise ValueError(f"a tensor '{key}' of no layer")
+        if owner is not None:
+            owned[owner][key.removeprefix(f"{owner}.")] = value
+    layers = {path: build(path, plain, owned[path]) for path, plain in header["layers"].items()}
     graph = Graph(_nodes(header["nodes"]), {path: Graph(_nodes(inner)) for path, inner in header["steps"].items()})
-    return Traced(graph, layers, direct, header["input"]).eval()  # type: ignore[return-value]
+    return Traced(graph, layers, {path: shared[path] for path in direct}, header["input"]).eval()
 
 
-def _owner(key: str, layers: Mapping[str, Any]) -> str:
+def _owner(key: str, paths: Collection[str]) -> str | None:
     """The layer that a tensor belongs to: the longest path that its name begins with."""
-    found = [path for path in layers if key.startswith(f"{path}.")]
-    if not found:
-        raise ValueError(f"a tensor '{key}' of no layer")
-    return max(found, key=len)
+    return max((path for path in paths if key.startswith(f"{path}.")), key=len, default=None)
 
 
 def _nodes(plain: list[Any]) -> tuple[Node, ...]:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from spikedeploy.errors import BadInput, ModelRefused, message
+from spikedeploy.graph import Graph, Node, Traced, interpret, map_refs
 from spikedeploy.lower import lower_layer, lower_operation
 from spikedeploy.lower.builder import INPUT, Builder, Call, Reduced, Wire, constant
 from spikedeploy.program import Output, Program
-from spikedeploy.trace import Graph, Node, Traced, evaluating, interpret, map_refs, trace
+from spikedeploy.trace import evaluating, trace
 
 Semantics = Literal["recurrence", "snntorch-1.0.0"]
+Results = Mapping[str, Any]
+Values = dict[str, Any]
 PROBE_T, PROBE_B = 3, 2
 
 
@@ -73,7 +76,8 @@ def conversion(
     x, results = _probe(model, graph, layers, tensors, example)
     builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
     builder.shapes[INPUT] = tuple(int(n) for n in x.shape[2:])
-    values = _lower(builder, graph, layers, tensors, x, results)
+    axes = ("T", "B", *("f",) * (x.ndim - 2))
+    values = _lower(builder, graph, layers, tensors, Wire(INPUT, axes, tuple(int(n) for n in x.shape)), results)
     program = Program(
         input_shape=builder.shapes[INPUT],
         steps=tuple(builder.steps),
@@ -136,38 +140,56 @@ def _probe(
 
 
 def _lower(
-    builder: Builder, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], x: Tensor, results: Mapping[str, Any]
-) -> dict[str, Any]:
-    axes = ("T", "B", *("f",) * (x.ndim - 2))
-    values: dict[str, Any] = {}
-    used: set[str] = set()
-    for index, node in enumerate(graph.nodes):
+    builder: Builder, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], x: Wire, results: Results
+) -> Values:
+    values: Values = {}
+    for node in graph.nodes:
         args = map_refs(node.args, lambda ref: values[ref.node])
         kwargs = map_refs(node.kwargs, lambda ref: values[ref.node])
         if node.op == "output":
             values["output"] = args[0]
         elif node.op == "input":
-            values[node.name] = Wire(INPUT, axes, tuple(int(n) for n in x.shape))
+            values[node.name] = x
         elif node.op == "tensor":
             values[node.name] = tensors[node.target]
+        elif node.op == "over_time":
+            values[node.name] = _over_time(builder, graph, node, layers, tensors, args[0], results)
         else:
-            call = _call(builder, index, node, layers, args, kwargs, results[node.name], used)
+            call = _call(builder, node, layers, args, kwargs, results[node.name])
             _check_in_place(call, graph, node, layers)
             values[node.name] = _apply(call, node, layers)
     return values
 
 
-def _call(
-    builder: Builder, index: int, node: Node, layers: Mapping[str, nn.Module], args: Any, kwargs: Any, result: Any, used: set[str]
-) -> Call:
+def _over_time(
+    builder: Builder, graph: Graph, node: Node, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], x: Any, results: Results
+) -> Any:
+    """The one-step graph of a loop is lowered as it is: its values have no time axis, which comes back around its results."""
+    call = Call(builder, node.name, f"layer '{node.target}' (OverTime)", "OverTime", (x,), {}, None)
+    x = call.wire()
+    if x.axes[0] != "T":
+        raise call.refuse(f"its input has axes {tuple(x.axes)}", "time first is needed")
+    inside = {key.removeprefix(f"{node.name}/"): value for key, value in results.items() if key.startswith(f"{node.name}/")}
+    values = _lower(builder, graph.steps[node.target], layers, tensors, Wire(x.name, x.axes[1:], x.sizes[1:]), inside)
+    return _timed(values["output"], x.sizes[0])
+
+
+def _timed(value: Any, steps: int) -> Any:
+    """The result of one step as a result over time."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_timed(item, steps) for item in value)
+    return Wire(value.name, ("T", *value.axes), (steps, *value.sizes)) if isinstance(value, Wire) else value
+
+
+def _call(builder: Builder, node: Node, layers: Mapping[str, nn.Module], args: Any, kwargs: Any, result: Any) -> Call:
     if node.op != "module":
         origin = node.target if node.op == "function" else f"method.{node.target}"
         name = builder.fresh(node.name)
         return Call(builder, name, f"operation '{node.name}' ({origin.split('.')[-1]})", origin, args, kwargs, result)
-    name = node.target if node.target not in used else builder.fresh(node.target)
-    used.add(node.target)
-    kind = type(layers[node.target]).__name__
-    return Call(builder, name, f"layer {index} '{node.target}' ({kind})", kind, args, kwargs, result)
+    kind, where = type(layers[node.target]).__name__, list(layers).index(node.target)
+    name = builder.fresh(node.target) if node.target in builder.called else node.target
+    builder.called.add(node.target)
+    return Call(builder, name, f"layer {where} '{node.target}' ({kind})", kind, args, kwargs, result)
 
 
 def _apply(call: Call, node: Node, layers: Mapping[str, nn.Module]) -> Any:
@@ -280,4 +302,4 @@ def _output(name: str, value: Any) -> Output:
                 "Part time and batch again before returning.",
             )
         )
-    return Output(name, wire.name, reduce)  # type: ignore[arg-type]
+    return Output(name, wire.name, reduce)

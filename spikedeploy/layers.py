@@ -6,119 +6,23 @@ tensors and put back by name, so a checkpoint keeps what training made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import snntorch
 import torch
-from snntorch import surrogate
-from snntorch.functional.quant import StateQuant
-from torch import Tensor, nn
+from torch import nn
 
-from spikedeploy.errors import ModelRefused, message
+from spikedeploy.nn import associative, delta, leaky, s4d, sdn, spiking_ssm
+from spikedeploy.surrogates import Plain, Refused, build_quantiser, build_surrogate, describe_surrogate, plain_levels
 
-Plain = dict[str, Any]
-Describe = Callable[[nn.Module], Plain]
+Describe = Callable[[Any], Plain]
 Build = Callable[[Plain], nn.Module]
-
-SURROGATES: Mapping[str, tuple[str, ...]] = {
-    "atan": ("alpha",),
-    "fast_sigmoid": ("slope",),
-    "sigmoid": ("slope",),
-    "straight_through_estimator": (),
-    "triangular": ("threshold",),
-    "spike_rate_escape": ("beta", "slope"),
-    "heaviside": (),
-    "SFS": ("slope", "B"),
-    "SSO": ("mean", "variance"),
-}
-"""snnTorch's surrogate gradients and the numbers each is made with. All of them fire where the argument is above zero."""
-
-
-class Refused(Exception):
-    """Why a layer cannot be described: what was found, what is needed, what to do. The caller says which layer."""
-
-    def __init__(self, found: str, needed: str = "", do: str = "") -> None:
-        super().__init__(found)
-        self.parts = found, needed, do
-
-
-def describe_surrogate(function: Any) -> Plain:
-    """A surrogate gradient as its name and numbers; `custom` when it is nobody's but fires as all of them do."""
-    if "_surrogate_bypass" in (function, getattr(function, "__name__", "")):
-        return {"name": "none"}
-    name = getattr(function, "__qualname__", "").split(".")[0]
-    if getattr(function, "__module__", "") == "snntorch.surrogate" and name in SURROGATES:
-        cells = _cells(function)
-        numbers = {key: cells[key] for key in SURROGATES[name]}
-        if all(isinstance(value, (int, float)) for value in numbers.values()):
-            return {"name": name, **numbers}
-    _check_heaviside(function)
-    return {"name": "custom"}
-
-
-def _cells(function: Any) -> dict[str, Any]:
-    """What a closure holds, by name."""
-    return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
-
-
-def _check_heaviside(function: Any) -> None:
-    probe = torch.tensor([-1.0, -1e-6, 0.0, 1e-6, 1.0])
-    try:
-        fires = function(probe).detach().tolist()
-    except Exception as error:  # a user's function may raise anything
-        raise Refused(f"its spike_grad fails ({type(error).__name__}: {error})", "a surrogate gradient of snnTorch is needed") from None
-    if fires != [0.0, 0.0, 0.0, 1.0, 1.0]:
-        raise Refused(
-            f"its spike_grad gives {fires} at {probe.tolist()}",
-            "a neuron that fires 1 above zero and else 0 is needed",
-            "Use one of snntorch.surrogate.",
-        )
-
-
-def build_surrogate(plain: Plain) -> Any:
-    """The surrogate of that name; the default one for `custom`, whose forward is the same."""
-    name = plain["name"]
-    if name == "custom":
-        return surrogate.atan()
-    return getattr(surrogate, name)(**{key: float(plain[key]) for key in SURROGATES[name]})
-
-
-class Quantiser:
-    """snnTorch's `state_quant` with given levels: each value becomes the nearest level, gradients pass straight through."""
-
-    def __init__(self, levels: Tensor) -> None:
-        self.levels = levels
-
-    def __call__(self, x: Tensor) -> Tensor:
-        result: Tensor = StateQuant.apply(x, self.levels)
-        return result
-
-
-def quantiser_levels(function: Any) -> Tensor | None:
-    """The levels of a `state_quant` function; None where there is none."""
-    if not function:
-        return None
-    if isinstance(function, Quantiser):
-        return function.levels
-    if getattr(function, "__module__", "") == "snntorch.functional.quant" and function.__qualname__ == "state_quant.<locals>.inner":
-        levels: Tensor = _cells(function)["levels"]
-        return levels
-    raise Refused("its state_quant is a function of your own", "one made by snntorch.functional.quant.state_quant is needed")
-
-
-def _levels(function: Any) -> list[float] | None:
-    levels = quantiser_levels(function)
-    return None if levels is None else [float(v) for v in levels]
-
-
-def _quantiser(levels: list[float] | None) -> Any:
-    return Quantiser(torch.tensor(levels, device="cpu")) if levels else False
 
 
 def neuron_arguments(m: Any) -> Plain:
     """What every snnTorch neuron has in common."""
-    return {"surrogate": describe_surrogate(m.spike_grad), "state_quant": _levels(m.state_quant)}
+    return {"surrogate": describe_surrogate(m.spike_grad), "state_quant": plain_levels(m.state_quant)}
 
 
 def _neuron(plain: Plain) -> Plain:
@@ -126,7 +30,7 @@ def _neuron(plain: Plain) -> Plain:
     return {
         "spike_grad": None if disabled else build_surrogate(plain["surrogate"]),
         "surrogate_disable": disabled,
-        "state_quant": _quantiser(plain["state_quant"]),
+        "state_quant": build_quantiser(plain["state_quant"]),
     }
 
 
@@ -159,7 +63,8 @@ def _with_surrogate(module: Any, options: Plain) -> nn.Module:
         module.spike_grad, module.surrogate_disable = module._surrogate_bypass, True
     elif options["spike_grad"] is not None:
         module.spike_grad = options["spike_grad"]
-    return module  # type: ignore[no-any-return]
+    found: nn.Module = module
+    return found
 
 
 def _describe_leaky(m: Any) -> Plain:
@@ -171,7 +76,8 @@ def _build_leaky(plain: Plain) -> nn.Module:
     if plain["inhibition"]:
         raise Refused("inhibition=True", "inhibition between neurons is not supported")
     names = ("init_hidden", "output", "reset_delay", "reset_mechanism")
-    return snntorch.Leaky(beta=0.5, **_neuron(plain), **{name: plain[name] for name in names})  # type: ignore[no-any-return]
+    with torch.device("cpu"):  # its constructor reads a tensor that it has just made
+        return snntorch.Leaky(beta=0.5, **_neuron(plain), **{name: plain[name] for name in names})
 
 
 def _describe_associative(m: Any) -> Plain:
@@ -212,6 +118,69 @@ def _biased(cls: type[nn.Module], *names: str) -> tuple[Describe, Build]:
         lambda m: {**describe(m), "bias": m.bias is not None},
         lambda plain: cls(**{name: _tuple(plain[name]) for name in (*names, "bias")}),
     )
+
+
+def _ours(cls: type[nn.Module], *names: str) -> tuple[Describe, Build]:
+    """A row for one of our reset-free or LIF neurons: options are set by the constructor, which never warns."""
+
+    def describe(m: Any) -> Plain:
+        return {**neuron_arguments(m), **{name: _number(getattr(m, name)) for name in names}, **_inner_linear(m)}
+
+    def build(plain: Plain) -> nn.Module:
+        sizes = {name: plain[name] for name in (*names, *(("in_features", "out_features", "bias") if "in_features" in plain else ()))}
+        return cls(beta=0.5, **_neuron(plain), **sizes)
+
+    return describe, build
+
+
+def _inner_linear(m: Any) -> Plain:
+    if not isinstance(m, leaky.LinearLeaky):
+        return {}
+    return {"in_features": m.linear.in_features, "out_features": m.linear.out_features, "bias": m.linear.bias is not None}
+
+
+def _memory(cls: type[nn.Module]) -> tuple[Describe, Build]:
+    """A row for one of our matrix-state memories."""
+    names = ("in_dim", "d_value", "d_key", "use_q_projection", "topk_k", "topk_v", "method", "chunk")
+
+    def build(plain: Plain) -> nn.Module:
+        options = _neuron(plain)
+        return cls(**{name: plain[name] for name in names}, spike_grad=options["spike_grad"], state_quant=options["state_quant"] or None)
+
+    return lambda m: {**neuron_arguments(m), **{name: _number(getattr(m, name)) for name in names}}, build
+
+
+def _describe_lif(m: Any) -> Plain:
+    inner = None if m.sdn is None else _describe_sdn(m.sdn)
+    return {"features": m.features, "tau": m.tau, "reset": m.reset, "learnable": "ln_vth" in m._parameters, "sdn": inner}
+
+
+def _build_lif(plain: Plain) -> nn.Module:
+    network = None if plain["sdn"] is None else _build_sdn(plain["sdn"])
+    learnable = bool(plain["learnable"])
+    return spiking_ssm.SpikingLIF(plain["features"], tau=plain["tau"], learnable_threshold=learnable, reset=plain["reset"], sdn=network)
+
+
+def _describe_block(m: Any) -> Plain:
+    norm = next(name for name, make in spiking_ssm.NORMS.items() if isinstance(m.norm, type(make(1))))
+    sizes = {"features": m.s4d.features, "states": m.s4d.states, "form": m.s4d.form, "norm": norm, "prenorm": bool(m.prenorm)}
+    neuron = _describe_lif(m.neuron)
+    return {**sizes, "dropout": m.dropout.p, "shared": neuron.pop("features") is None, **neuron}
+
+
+def _build_block(plain: Plain) -> nn.Module:
+    names = ("features", "states", "form", "norm", "prenorm", "dropout", "tau", "reset")
+    network = None if plain["sdn"] is None else _build_sdn(plain["sdn"])
+    thresholds: Plain = {"learnable_threshold": bool(plain["learnable"]), "shared_threshold": bool(plain["shared"])}
+    return spiking_ssm.SpikingSSMBlock(**{name: plain[name] for name in names}, **thresholds, sdn=network)
+
+
+def _describe_sdn(m: Any) -> Plain:
+    return {"channels": m.conv1.out_channels, "kernel": m.conv1.kernel_size[0]}
+
+
+def _build_sdn(plain: Plain) -> sdn.SurrogateDynamicNetwork:
+    return sdn.SurrogateDynamicNetwork(channels=int(plain["channels"]), kernel=int(plain["kernel"]))
 
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -259,119 +228,15 @@ LAYERS: dict[type[nn.Module], tuple[Describe, Build]] = {
     ),
     snntorch.Leaky: (_describe_leaky, _build_leaky),
     snntorch.AssociativeLeaky: (_describe_associative, _build_associative),
+    leaky.StateLeaky: _ours(leaky.StateLeaky, "channels", "output", "kernel_truncation_steps", "method", "batch_chunk"),
+    leaky.LinearLeaky: _ours(leaky.LinearLeaky, "output", "kernel_truncation_steps", "method", "batch_chunk"),
+    leaky.Leaky: _ours(leaky.Leaky, "init_hidden", "output", "reset_mechanism", "reset_delay", "method", "batch_chunk"),
+    associative.AssociativeLeaky: _memory(associative.AssociativeLeaky),
+    delta.DeltaRuleLeaky: _memory(delta.DeltaRuleLeaky),
+    s4d.S4D: _same(s4d.S4D, "features", "states", "form"),
+    spiking_ssm.SpikingLIF: (_describe_lif, _build_lif),
+    spiking_ssm.SpikingSSMBlock: (_describe_block, _build_block),
+    spiking_ssm.TiedDropout: _same(spiking_ssm.TiedDropout, "p"),
+    spiking_ssm.ChannelBatchNorm: _same(spiking_ssm.ChannelBatchNorm, *_BATCH_NORM),
 }
 """Per class: how to describe a layer as plain data, and how to build one from that. Keyed by the exact class."""
-
-_BY_NAME = {f"{cls.__module__.split('.')[0]}.{cls.__name__}": cls for cls in LAYERS}
-
-
-def layer_name(cls: type[nn.Module]) -> str:
-    """How a checkpoint names the class: `torch.Linear`, `snntorch.StateLeaky`, `spikedeploy.Leaky`."""
-    return f"{cls.__module__.split('.')[0]}.{cls.__name__}"
-
-
-def describe(path: str, module: nn.Module) -> Plain:
-    """The layer as plain data. Raises `ModelRefused` naming the layer."""
-    where = f"layer '{path}' ({type(module).__name__})"
-    if type(module) not in LAYERS:
-        raise ModelRefused(
-            message(where, "it is not a layer that can be stored", "one of " + ", ".join(sorted(c.__name__ for c in LAYERS)) + " is needed")
-        )
-    try:
-        return {"class": layer_name(type(module)), "arguments": LAYERS[type(module)][0](module)}
-    except Refused as error:
-        raise ModelRefused(message(where, *error.parts)) from None
-
-
-def build(path: str, plain: Plain, tensors: Mapping[str, Tensor], learned: Collection[str]) -> nn.Module:
-    """The layer from plain data and its tensors by name; those in `learned` become parameters.
-
-    The constructor runs on torch's meta device, so that no size in `plain` makes it allocate. Raises `ModelRefused` on an unknown class,
-    `ValueError` on tensors that do not fit, or whatever a constructor raises on nonsense.
-    """
-    cls = _BY_NAME.get(plain["class"])
-    where = f"layer '{path}' ({plain['class']})"
-    if cls is None:
-        raise ModelRefused(message(where, "this version does not know it", "one of " + ", ".join(sorted(_BY_NAME)) + " is needed"))
-    try:
-        with torch.device("meta"):
-            layer = LAYERS[cls][1](plain["arguments"])
-    except Refused as error:
-        raise ModelRefused(message(where, *error.parts)) from None
-    names = list(layer.state_dict(keep_vars=True))
-    if set(names) != set(tensors):
-        raise ValueError(f"{where} needs {names} and has {sorted(tensors)}")
-    for name in names:
-        _put(layer, name, tensors[name], name in learned)
-    _settle(layer)
-    return layer.eval()
-
-
-def _put(layer: nn.Module, key: str, value: Tensor, learned: bool) -> None:
-    """Put a stored tensor in its place, as parameter or buffer as it was. Where the constructor made a scalar, training may have made it
-    per channel.
-
-    Straight into the tables: snnTorch's reset-free neurons hold a stale buffer `beta` behind a property of that name.
-    """
-    *outer, name = key.split(".")
-    for part in outer:
-        layer = layer.get_submodule(part)
-    made = layer._parameters.pop(name, None)
-    made = layer._buffers.pop(name, None) if made is None else made
-    if made is None:
-        raise ValueError(f"no place for '{key}'")
-    if made.shape != value.shape and made.ndim:
-        raise ValueError(f"'{key}' of shape {tuple(value.shape)} where {tuple(made.shape)} is needed")
-    if learned:
-        layer._parameters[name] = nn.Parameter(value)
-    else:
-        layer._buffers[name] = value
-
-
-def _settle(layer: nn.Module) -> None:
-    """States that are not stored (snnTorch's `mem`) start empty on the CPU."""
-    for module in layer.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu")
-
-
-class _Stored:
-    """What a pickled layer had as attributes, readable like the layer itself."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self._state = state
-
-    def __getattr__(self, name: str) -> Any:
-        for table in ("_parameters", "_buffers"):
-            if name in self._state.get(table, {}):
-                return self._state[table][name]
-        if name in self._state.get("_modules", {}):
-            return _Stored(self._state["_modules"][name].state)
-        if name == "reset_mechanism":
-            name = "_reset_mechanism"
-        if name not in self._state:
-            raise ValueError(f"the stored layer has no '{name}'")
-        return self._state[name]
-
-
-def _stored_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    hidden = state.get("_non_persistent_buffers_set", ())
-    own = {**state["_parameters"], **{k: v for k, v in state["_buffers"].items() if k not in hidden}}
-    found = {prefix + name: value for name, value in own.items() if isinstance(value, Tensor)}
-    for name, child in state["_modules"].items():
-        if child is not None:
-            found |= _stored_tensors(child.state, f"{prefix}{name}.")
-    return found
-
-
-def recorded_layer(kind: str, state: Mapping[str, Any]) -> nn.Module:
-    """A layer from the attributes of a pickled one: described as a live layer is, then built by its own constructor."""
-    cls = _BY_NAME[kind]
-    tensors = _stored_tensors(state)
-    learned = [name for name, value in tensors.items() if isinstance(value, nn.Parameter)]
-    try:
-        plain = LAYERS[cls][0](_Stored(state))  # type: ignore[arg-type]
-    except Refused as error:
-        raise ModelRefused(message(f"layer ({cls.__name__})", *error.parts)) from None
-    return build(cls.__name__, {"class": kind, "arguments": plain}, {k: v.detach() for k, v in tensors.items()}, learned)

@@ -171,10 +171,11 @@ def _scan(code: bytes, modules: Mapping[str, str]) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(code)):
         if opcode.name in _NEVER:
             raise Hostile(f"its pickle uses the instruction {opcode.name}", "plain data is needed")
-        if opcode.name in _BINARY and int(argument) > count:
+        if opcode.name in _BINARY and int(str(argument)) > count:
             raise Hostile("its pickle numbers its objects out of order", "a file from spikedeploy.save is needed")
         if opcode.name == "GLOBAL":
-            _answer(*str(argument).split(" ", 1), modules)
+            module, _, name = str(argument).partition(" ")
+            _answer(module, name, modules)
         if "UNICODE" in opcode.name or "STRING" in opcode.name:
             strings.append(str(argument))
         if opcode.name == "STACK_GLOBAL" and len(strings) >= 2:

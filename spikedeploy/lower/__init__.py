@@ -10,9 +10,11 @@ from torch import nn
 
 from spikedeploy.lower import arithmetic as A
 from spikedeploy.lower import maps as M
-from spikedeploy.lower import memory, neurons
+from spikedeploy.lower import memory, neurons, ssm
 from spikedeploy.lower import wiring as W
 from spikedeploy.lower.builder import Call
+from spikedeploy.nn import associative, delta, s4d, spiking_ssm
+from spikedeploy.nn import leaky as ours
 
 Rule = Callable[..., Any]
 
@@ -42,17 +44,35 @@ LAYER_RULES: dict[type[nn.Module], Rule] = {
     snntorch.LinearLeaky: neurons.linear_leaky,
     snntorch.Leaky: neurons.snntorch_leaky,
     snntorch.AssociativeLeaky: memory.snntorch_associative,
+    ours.StateLeaky: neurons.state_leaky,
+    ours.LinearLeaky: neurons.linear_leaky,
+    ours.Leaky: neurons.our_leaky,
+    associative.AssociativeLeaky: memory.our_associative,
+    delta.DeltaRuleLeaky: memory.delta_rule,
+    s4d.S4D: ssm.s4d,
+    spiking_ssm.SpikingSSMBlock: ssm.spiking_block,
+    spiking_ssm.SpikingLIF: ssm.spiking_lif,
+    spiking_ssm.TiedDropout: W.keep,
+    spiking_ssm.ChannelBatchNorm: M.channel_batch_norm,
 }
 """Per layer class: `(call, module) -> value`."""
 
 _SAME: Mapping[str, Rule] = {
-    "add": A.add, "sub": A.sub, "subtract": A.sub, "mul": A.mul, "multiply": A.mul, "div": A.div, "divide": A.div, "true_divide": A.div, "neg": A.neg,
-    "square": A.square, "exp": A.activation("exp"), "sigmoid": A.activation("sigmoid"), "tanh": A.activation("tanh"), "relu": A.activation("relu"),
-    "flatten": W.reshape, "unflatten": W.reshape, "reshape": W.reshape, "unsqueeze": W.reshape, "squeeze": W.reshape,
-    "permute": W.permute, "transpose": W.permute, "swapaxes": W.permute, "movedim": W.permute,
-    "mean": W.reduction, "sum": W.reduction, "max": W.reduction, "amax": W.reduction,
-    "chunk": W.parts, "split": W.parts, "unbind": W.parts,
-}  # fmt: skip
+    **dict.fromkeys(("sub", "subtract"), A.sub),
+    **dict.fromkeys(("mul", "multiply"), A.mul),
+    **dict.fromkeys(("div", "divide", "true_divide"), A.div),
+    "exp": A.activation("exp"),
+    "sigmoid": A.activation("sigmoid"),
+    "tanh": A.activation("tanh"),
+    "relu": A.activation("relu"),
+    **dict.fromkeys(("flatten", "unflatten", "reshape", "unsqueeze", "squeeze"), W.reshape),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "movedim"), W.permute),
+    **dict.fromkeys(("mean", "sum", "max", "amax"), W.reduction),
+    **dict.fromkeys(("chunk", "split", "unbind"), W.parts),
+    "add": A.add,
+    "neg": A.neg,
+    "square": A.square,
+}
 
 OPERATION_RULES: dict[str, Rule] = {
     **{f"torch.{name}": rule for name, rule in _SAME.items()},
@@ -69,12 +89,18 @@ OPERATION_RULES: dict[str, Rule] = {
 """Per function or method, as `spikedeploy.trace` names it (methods as `method.name`): `call -> value`."""
 
 MIXES_TIME: Mapping[str, str] = {
-    "LSTM": "a recurrent layer over the sequence", "GRU": "a recurrent layer over the sequence", "RNN": "a recurrent layer over the sequence",
-    "MultiheadAttention": "attention over the sequence", "TransformerEncoderLayer": "attention over the sequence", "TransformerEncoder": "attention over the sequence",
-    "Conv1d": "a convolution over the sequence", "Conv3d": "a convolution over the sequence", "MaxPool1d": "pooling over the sequence", "AvgPool1d": "pooling over the sequence",
-    "cumsum": "a running sum", "cumprod": "a running product", "flip": "it reverses an axis", "roll": "it rotates an axis", "diff": "differences of neighbours",
-    "sort": "it sorts", "scaled_dot_product_attention": "attention", "conv1d": "a convolution over the sequence",
-}  # fmt: skip
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "a recurrent layer over the sequence"),
+    **dict.fromkeys(("MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder"), "attention over the sequence"),
+    **dict.fromkeys(("Conv1d", "Conv3d", "conv1d"), "a convolution over the sequence"),
+    **dict.fromkeys(("MaxPool1d", "AvgPool1d"), "pooling over the sequence"),
+    "scaled_dot_product_attention": "attention over the sequence",
+    "cumsum": "a running sum",
+    "cumprod": "a running product",
+    "flip": "it reverses an axis",
+    "roll": "it rotates an axis",
+    "diff": "differences of neighbours",
+    "sort": "it sorts an axis",
+}
 """What is refused as mixing time steps, and how that is said."""
 
 INSTEAD: Mapping[str, str] = {

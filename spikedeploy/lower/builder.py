@@ -65,6 +65,7 @@ class Builder:
     probe: tuple[int, int] = (3, 2)
     semantics: str | None = None
     truncation: str = "exact"
+    called: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
     shapes: dict[str, Shape] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from spikedeploy import steps as S
-from spikedeploy.lower.builder import Call, Wire, to_array
+from spikedeploy.lower.builder import Call, Reduced, Wire, to_array
 from spikedeploy.steps import Array
 
 
@@ -17,9 +17,16 @@ def parameter(value: Any) -> Array | None:
     return None if value is None else to_array(value)
 
 
-def linear(call: Call, module: nn.Linear) -> Wire:
-    """`nn.Linear` -> `Affine`."""
-    x = call.wire()
+def linear(call: Call, module: nn.Linear) -> Any:
+    """`nn.Linear` -> `Affine`. After a mean, a sum (without bias) or the last step it may stand before it as well: both are linear."""
+    value = call.args[0] if call.args else None
+    if isinstance(value, Reduced) and (value.reduce in ("mean", "last") or (value.reduce == "sum" and module.bias is None)):
+        call.builder.notes.append(f"{call.where}: applied at every step, before the {value.reduce} over time, which is the same.")
+        return Reduced(_affine(call, module, value.wire), value.reduce)
+    return _affine(call, module, call.wire())
+
+
+def _affine(call: Call, module: nn.Linear, x: Wire) -> Wire:
     _last_is_feature(call, x)
     return call.like(x, call.emit(S.Affine(call.name, (x.name,), to_array(module.weight), parameter(module.bias))))
 
@@ -101,17 +108,26 @@ def adaptive_avg_pool2d(call: Call, module: nn.AdaptiveAvgPool2d) -> Wire:
 
 
 def batch_norm(call: Call, module: Any) -> Wire:
-    """BatchNorm in eval mode -> `Scale`: `y = x * w/sqrt(var + eps) + (b - mean * w/sqrt(var + eps))`, per channel."""
+    """BatchNorm in eval mode, channels on axis 1 -> `Scale`."""
     x = call.wire()
     if len(x.axes) < 2 or x.axes[1] != "f":
         raise call.mixes(x, 1)
+    return _batch_norm(call, module, x, (-1, *(1,) * (len(x.shape) - 1)))
+
+
+def channel_batch_norm(call: Call, module: Any) -> Wire:
+    """The same with channels on the last axis."""
+    return _batch_norm(call, module, call.wire(), (-1,))
+
+
+def _batch_norm(call: Call, module: Any, x: Wire, shape: tuple[int, ...]) -> Wire:
+    """`y = x * w/sqrt(var + eps) + (b - mean * w/sqrt(var + eps))`, per channel."""
     if module.running_mean is None:
         raise call.refuse("track_running_stats=False", "stored statistics are needed: statistics of the batch mix samples and time steps")
     mean, variance = to_array(module.running_mean).astype(np.float64), to_array(module.running_var).astype(np.float64)
     scale = 1.0 / np.sqrt(variance + module.eps)
     scale = scale if module.weight is None else scale * to_array(module.weight)
     offset = -mean * scale if module.bias is None else to_array(module.bias) - mean * scale
-    shape = (-1, *(1,) * (len(x.shape) - 1))
     return call.like(x, call.emit(S.Scale(call.name, (x.name,), scale.reshape(shape), offset.reshape(shape))))
 
 

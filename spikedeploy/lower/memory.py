@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from spikedeploy import steps as S
-from spikedeploy.layers import quantiser_levels
 from spikedeploy.lower.builder import Call, Wire, to_array
 from spikedeploy.lower.maps import parameter
 from spikedeploy.lower.neurons import sequence
 from spikedeploy.steps import Array
+from spikedeploy.surrogates import quantiser_levels
 
 
 def project(call: Call, name: str, x: Wire, layer: Any) -> str:
@@ -58,11 +58,26 @@ def read_out(call: Call, module: Any, x: Wire, state: str) -> Wire:
 def associative(call: Call, module: Any, default: str) -> Wire:
     """Gen2: `MatrixMemory` under `default` semantics, or the one that the caller of `convert` asked for."""
     x = sequence(call, call.wire())
-    v, k = project(call, "v", x, module.to_v), project(call, "k", x, module.to_k)
-    alpha = gate(call, "alpha", "a", x, module.to_alpha)
-    v, k = _sparse(call, v, k, module)
+    v, k, alpha = _writes(call, module, x)
     semantics: Any = call.builder.semantics or default
     state = call.emit(S.MatrixMemory(f"{call.name}.S", (v, k, alpha), semantics))
+    return read_out(call, module, x, state)
+
+
+def _writes(call: Call, module: Any, x: Wire) -> tuple[str, str, str]:
+    """What writes the state: v, k (largest entries only where the layer says so) and alpha."""
+    v, k = project(call, "v", x, module.to_v), project(call, "k", x, module.to_k)
+    alpha = gate(call, "alpha", "a", x, module.to_alpha)
+    return *_sparse(call, v, k, module), alpha
+
+
+def delta_rule(call: Call, module: Any) -> Wire:
+    """Gen3: keys of length 1, a write strength beta, `DeltaMemory`."""
+    x = sequence(call, call.wire())
+    v, k, alpha = _writes(call, module, x)
+    k = call.emit(S.L2Normalize(f"{call.name}.k_unit", (k,)))
+    beta = gate(call, "beta", "b", x, module.to_beta)
+    state = call.emit(S.DeltaMemory(f"{call.name}.S", (v, k, alpha, beta)))
     return read_out(call, module, x, state)
 
 
@@ -79,3 +94,8 @@ def _sparse(call: Call, v: str, k: str, module: Any) -> tuple[str, str]:
 def snntorch_associative(call: Call, module: Any) -> Wire:
     """snnTorch's AssociativeLeaky: what its forward computes, unless `recurrence` is asked for."""
     return associative(call, module, "snntorch-1.0.0")
+
+
+def our_associative(call: Call, module: Any) -> Wire:
+    """spikedeploy's AssociativeLeaky: the recurrence, which its every route computes."""
+    return associative(call, module, "recurrence")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from spikedeploy import steps as S
-from spikedeploy.layers import quantiser_levels
 from spikedeploy.lower.builder import Call, Wire, to_array
 from spikedeploy.lower.maps import linear
 from spikedeploy.steps import Array
+from spikedeploy.surrogates import quantiser_levels
 
 
 def check_beta(call: Call, beta: Array) -> None:
@@ -108,7 +108,7 @@ def _truncated(call: Call, x: Wire, decay: Array, steps: int | None) -> str:
     if call.builder.truncation == "drop":
         worst = float(np.max(cut / (1 - decay)))
         call.builder.notes.append(
-            f"{call.where}: kernel_truncation_steps={steps} was dropped; its membrane differs by at most {worst:.3g} * max|input| of the layer."
+            f"{call.where}: kernel_truncation_steps={steps} was dropped; its membrane differs by at most {worst:.3g} * max|input|."
         )
         return x.name
     late = call.emit(S.Delay(f"{call.name}.delay", (x.name,), int(steps)))
@@ -151,10 +151,22 @@ def leaky(call: Call, module: Any, x: Wire | None = None) -> tuple[Wire, Wire]:
     return call.like(x, call.name), call.like(x, f"{call.name}.mem")
 
 
+def our_leaky(call: Call, module: Any) -> Any:
+    """`spikedeploy.nn.Leaky` over (T, B, ...): both results, or the spikes alone as its forward gives them."""
+    spikes, membrane = leaky(call, module, sequence(call, call.wire()))
+    return spikes if module.init_hidden and not module.output else (spikes, membrane)
+
+
 def snntorch_leaky(call: Call, module: Any) -> Any:
-    """snnTorch's Leaky advances one step a call, so outside OverTime it never sees time."""
-    raise call.refuse(
-        "snnTorch's Leaky advances one time step per call, and the forward calls it once on the whole sequence",
-        "a neuron that runs over the sequence is needed",
-        "Use spikedeploy.nn.Leaky (same parameters, takes (T, B, C)), or wrap the one-step network in spikedeploy.nn.OverTime.",
-    )
+    """snnTorch's Leaky advances one step a call: right inside a loop over time, where its input has no time axis."""
+    x = call.wire()
+    if any("T" in axis for axis in x.axes):
+        raise call.refuse(
+            "snnTorch's Leaky advances one time step per call, and the forward calls it once on the whole sequence",
+            "a neuron that runs over the sequence is needed",
+            "Use spikedeploy.nn.Leaky (same parameters, takes (T, B, C)), or wrap the one-step network in spikedeploy.nn.OverTime.",
+        )
+    if len(call.args) > 1 or call.kwargs:
+        raise call.refuse("a membrane is handed in", "a state that starts at zero is needed", "Let the neuron keep its own membrane.")
+    spikes, membrane = leaky(call, module, x)
+    return spikes if module.init_hidden and not module.output else (spikes, membrane)

@@ -17,9 +17,14 @@ def keep(call: Call, *rest: Any) -> Any:
     return call.args[0]
 
 
-def reshape(call: Call, *rest: Any) -> Wire:
+def reshape(call: Call, *rest: Any) -> Any:
     """Any reshape: feature axes become a `Reshape` step, time and batch may merge and part again."""
-    x = call.wire()
+    if isinstance(call.args[0], Reduced):  # of features only: it may stand before the reduction
+        return Reduced(_reshape(call, call.args[0].wire), call.args[0].reduce)
+    return _reshape(call, call.wire())
+
+
+def _reshape(call: Call, x: Wire) -> Wire:
     out = tuple(int(n) for n in call.result.shape)
     steps, batch = call.builder.probe
     axes, sizes = split_lead(x.axes, x.sizes, out, steps, batch)
@@ -96,9 +101,10 @@ def getitem(call: Call, *rest: Any) -> Any:
         raise call.refuse(
             f"an index {index} of {describe_axes(x)}", "one entry per axis is needed", "Use reshape or unsqueeze for new axes."
         )
+    found: Wire | Reduced = x
     for axis, item in enumerate(items):
-        x = _index(call, x, axis - len(items), item) if not isinstance(x, Reduced) else _later(call, x, item)
-    return x
+        found = _index(call, found, axis - len(items), item) if isinstance(found, Wire) else _later(call, found, item)
+    return found
 
 
 def _later(call: Call, x: Reduced, item: Any) -> Reduced:

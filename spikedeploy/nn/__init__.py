@@ -10,6 +10,7 @@ EXPORTS: dict[str, str] = {
     "DeltaRuleLeaky": "delta",
     "Leaky": "leaky",
     "LinearLeaky": "leaky",
+    "OverTime": "overtime",
     "StateLeaky": "leaky",
     "leaky_scan": "scan",
     "Surrogate": "surrogate",
