@@ -47,6 +47,15 @@ class Collect:
         self.reduce, self.steps, self.done = reduce, steps, 0
         self.value: Any = None
 
+    @property
+    def code(self) -> int:
+        """The reduction as `sd_kept` has it."""
+        return {"none": 0, "sum": 1, "mean": 1, "last": 2, "max": 3}[self.reduce]
+
+    def reserve(self, shape: tuple[int, ...]) -> None:
+        """Memory for the compiled engine to write to."""
+        self.value = np.zeros(shape if self.code else (self.steps, *shape), np.float32)
+
     def add(self, y: Real) -> None:
         if self.reduce == "none":
             if self.value is None:
@@ -63,7 +72,9 @@ class Collect:
 
     @property
     def result(self) -> Real:
-        return self.value / np.float32(self.steps) if self.reduce == "mean" else self.value
+        if self.reduce == "mean":
+            return self.value / np.float32(self.steps)
+        return self.value + np.float32(0) if self.reduce == "max" else self.value  # the sign of a zero maximum is nobody's
 
 
 class EventEngine:
@@ -95,7 +106,8 @@ class EventEngine:
 
             self._machine = Machine(self._exact, batch, threads, quantised)
         self._loop = None if self._machine else Loop(self._exact, batch, quantised)
-        self._slots: dict[tuple[str, str], Slot] = (self._machine or self._loop).slots
+        runner: Any = self._machine or self._loop
+        self._slots: dict[tuple[str, str], Slot] = runner.slots
         self._wires = tuple(dict.fromkeys(output.wire for output in program.outputs))
 
     @property
@@ -169,23 +181,59 @@ class EventEngine:
         source = self._source(x)
         steps = source.shape[0] if isinstance(source, np.ndarray) else len(source.ones) // self.batch
         kept = tuple(dict.fromkeys([*self._wires, *record]))
-        outputs = {output.name: Collect(output.reduce, steps) for output in self.program.outputs}
-        records = {wire: Collect("none", steps) for wire in dict.fromkeys([*record, *self._whole()])}
+        records = tuple(dict.fromkeys([*record, *self._whole()]))
+        plans = {output.name: Collect(output.reduce, steps) for output in self.program.outputs}
+        kept_plans = {wire: Collect("none", steps) for wire in records}
+        tape = self._one_call(kept, steps, order, chunk, source)
+        if tape is not None:
+            spikes = self._sequence(tape, source, steps, plans, kept_plans)
+        else:
+            spikes = self._collect(self._run(source, kept, 1 if order == "step" else chunk or 0), plans, kept_plans)
+        return Run(
+            outputs={name: collect.result for name, collect in plans.items()},
+            wires={wire: collect.result for wire, collect in kept_plans.items()},
+            states=self.state,
+            spikes=spikes,
+            decisions={wire: steps * self.batch * prod(self.program.wires[wire]) for wire in spikes},
+        )
+
+    def _collect(
+        self, chunks: Iterator[tuple[dict[str, Real], dict[str, int]]], outputs: Mapping[str, Collect], records: Mapping[str, Collect]
+    ) -> dict[str, int]:
+        """Takes chunk after chunk; gives the spikes per spiking wire."""
         spikes = {step.name: 0 for step in self.program.spiking}
-        for wires, counted in self._run(source, kept, 1 if order == "step" else chunk or 0):
+        for wires, counted in chunks:
             for output in self.program.outputs:
                 outputs[output.name].add(wires[output.wire])
             for wire, collect in records.items():
                 collect.add(wires[wire])
             for wire, count in counted.items():
                 spikes[wire] += count
-        return Run(
-            outputs={name: collect.result for name, collect in outputs.items()},
-            wires={wire: collect.result for wire, collect in records.items()},
-            states=self.state,
-            spikes=spikes,
-            decisions={wire: steps * self.batch * prod(self.program.wires[wire]) for wire in spikes},
-        )
+        return spikes
+
+    def _one_call(self, kept: Collection[str], steps: int, order: Order, chunk: int | None, source: Real | Rows) -> Any:
+        """The tape on which the whole sequence is one compiled call; None where a step needs NumPy or the input must be copied."""
+        if not self._machine or not self._machine.compiled or INPUT in kept:
+            return None
+        size = 1 if order == "step" else chunk or self._size(steps, kept)
+        tape = self._machine.tape(size, kept)
+        return tape if tape.takes_events or (isinstance(source, np.ndarray) and not tape.copies) else None
+
+    def _size(self, steps: int, kept: Collection[str]) -> int:
+        return min(self._machine.chunk(kept), 1 << (steps - 1).bit_length())
+
+    def _sequence(
+        self, tape: Any, source: Real | Rows, steps: int, outputs: Mapping[str, Collect], records: Mapping[str, Collect]
+    ) -> dict[str, int]:
+        if isinstance(source, Rows):
+            tape.feed_events(source, 0)
+        else:
+            tape.feed(source)
+        kept = [(output.wire, outputs[output.name]) for output in self.program.outputs] + list(records.items())
+        for wire, collect in kept:
+            collect.reserve((self.batch, *self.program.wires[wire]))
+        tape.sequence(steps, [(wire, collect.code, collect.value) for wire, collect in kept])
+        return {step.name: tape.spikes(step.name) for step in self.program.spiking}
 
     def _whole(self) -> list[str]:
         """Wires whose every step is an output anyway."""
@@ -197,7 +245,7 @@ class EventEngine:
     def _run(self, source: Real | Rows, kept: Collection[str], chunk: int) -> Iterator[tuple[dict[str, Real], dict[str, int]]]:
         """Chunk after chunk: the kept wires and the spikes per spiking wire."""
         steps = len(source) if isinstance(source, np.ndarray) else len(source.ones) // self.batch
-        size = chunk or (min(self._machine.chunk(), 1 << (steps - 1).bit_length()) if self._machine else 64)
+        size = chunk or (self._size(steps, kept) if self._machine else 64)
         for first in range(0, steps, size):
             count = min(size, steps - first)
             if self._machine:
@@ -225,7 +273,7 @@ class EventEngine:
             tape.feed(fed)
         tape.run(count)
         wires = {wire: self._dense(source, first, count) if wire == INPUT else tape.view(wire, count).copy() for wire in kept}
-        return wires, {step.name: tape.spikes(step.name, count) for step in self.program.spiking}
+        return wires, {step.name: tape.spikes(step.name) for step in self.program.spiking}
 
 
 __all__ = ["EventEngine", "Events", "Output"]

@@ -6,7 +6,7 @@ that running a chunk is one call per compiled segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
@@ -21,13 +21,13 @@ from spikedeploy.runtime.events_input import Rows
 from spikedeploy.runtime.events_numpy import STEP
 from spikedeploy.runtime.events_ops import KINDS, PACK, Context, Packed
 from spikedeploy.runtime.events_pack import aligned, panels, up
-from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, needs, roots, uniform_amplitude
+from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, inner_wires, needs, roots, uniform_amplitude
 from spikedeploy.runtime.events_quant import Quantised
 from spikedeploy.runtime.events_state import Plain, Slot
 from spikedeploy.runtime.reference import Real, State, zeros
 
 CHUNK_BYTES = 1 << 20
-MOST_STEPS = 512
+MOST_STEPS = 256
 C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void"}
 
 
@@ -48,6 +48,8 @@ class Machine:
         self.program, self.batch, self.threads = program, batch, threads
         self.ffi, self.lib = native.core()
         self.plan, self.roots = groups(program, native=True), roots(program)
+        self.inner = inner_wires(self.plan)
+        self.compiled = all(group.compiled for group in self.plan)
         context = Context(program, batch, quantised)
         self.packed = {group.head.name: PACK[type(group.head)](context, group) for group in self.plan if group.compiled}
         self.stores: dict[str, State] = {
@@ -83,10 +85,12 @@ class Machine:
                 for number, (first, count) in enumerate(panels(u.shape[1])):
                     packed.arrays["loud"][:, number] = above[:, first : first + count].any(axis=1)
 
-    def chunk(self) -> int:
-        """Steps per chunk: as many as keep all wires in about 1 MB."""
-        step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in set(self.roots.values()))
-        return max(1, min(MOST_STEPS, CHUNK_BYTES // step))
+    def chunk(self, kept: Collection[str]) -> int:
+        """Steps per block: as many as keep the numbers of all wires in about 1 MB."""
+        wanted = needs(self.program, self.plan, kept)
+        wires = [root for root, need in wanted.items() if root != INPUT and (need.dense or need.events or root not in self.inner)]
+        step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in wires)
+        return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1)))
 
     def tape(self, steps: int, kept: Collection[str]) -> Tape:
         """The tape for these wires, made once; the one before it is settled first."""
@@ -127,7 +131,7 @@ class Tape:
         if amplitude is not None:
             wire.struct.amplitude = float(amplitude)
             self._array(wire, "bits", "uint64_t", (rows, wire.struct.words), np.uint64)
-        if amplitude is None or need.dense:
+        if need.dense or (amplitude is None and (need.events or root not in self.machine.inner)):
             wire.dense = self._array(wire, "dense", "float", (rows, up(size)), np.float32)
         if need.events:
             self._array(wire, "start", "int64_t", (rows + 1,), np.int64)
@@ -209,13 +213,18 @@ class Tape:
 
     def feed(self, x: Real) -> None:
         """Points the input wire at `x (steps, B, *shape)`, or copies it where other steps than event lists read it."""
-        wire = self.wires[INPUT]
+        wire, self.given = self.wires[INPUT], x
         wire.struct.outside = 0
         self._listing(*self.own)
-        if self.needs[INPUT].dense:
+        if self.copies:
             wire.dense[: x.shape[0] * x.shape[1], : wire.size] = x.reshape(-1, wire.size)
         else:
             wire.struct.dense, wire.struct.stride = self.machine.pointer("float", x), wire.size
+
+    @property
+    def copies(self) -> bool:
+        """Whether a chunk of input must be copied to the wire's own memory."""
+        return self.needs[INPUT].dense
 
     def _listing(self, start: Any, index: Any, value: Any, ones: Any) -> None:
         struct = self.wires[INPUT].struct
@@ -223,7 +232,7 @@ class Tape:
 
     def feed_events(self, rows: Rows, first: int) -> None:
         """Points the input wire at sorted events, from row `first` on; only where `takes_events`."""
-        pointer = self.machine.pointer
+        pointer, self.given = self.machine.pointer, rows
         self.wires[INPUT].struct.outside = 1
         self._listing(
             pointer("int64_t", rows.start[first:]), pointer("uint32_t", rows.index),
@@ -240,10 +249,17 @@ class Tape:
         for segment in self.segments:
             segment(steps)
 
-    def spikes(self, wire: str, steps: int) -> int:
-        """Spikes on a neuron's wire in the chunk that just ran."""
-        found = self.of(wire)
-        if found.struct.bits == self.machine.ffi.NULL:
-            return int(np.count_nonzero(self.view(wire, steps)))
-        count, found.struct.spikes = int(found.struct.spikes), 0
+    def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> None:
+        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes."""
+        ffi, machine = self.machine.ffi, self.machine
+        table = ffi.new("sd_kept[]", max(len(kept), 1))
+        for entry, (wire, reduce, into) in zip(table, kept, strict=False):
+            entry.wire, entry.reduce, entry.into = self.of(wire).struct, reduce, machine.pointer("float", into)
+        ops, count = self.tables[0], len(self.tables[0])
+        machine.lib.sd_event_sequence(ops, count, steps, self.steps, machine.batch, machine.threads, self.wires[INPUT].struct, table, len(kept))
+
+    def spikes(self, wire: str) -> int:
+        """Spikes on a neuron's wire since this was last asked."""
+        struct = self.of(wire).struct
+        count, struct.spikes = int(struct.spikes), 0
         return count

@@ -19,6 +19,7 @@ from spikedeploy.runtime.events_pack import (
     conv_weight,
     padded,
     panel_major,
+    panel_pairs,
     panels,
     stays_silent,
     up,
@@ -155,7 +156,7 @@ def pack_affine(context: Context, group: Group) -> Packed:
     assert isinstance(step, S.Affine)
     out, wide = step.weight.shape
     neurons, bias = _neurons(context, group), _bias(step.bias, out)
-    integers = _integers(context, step, panel_major, bias)
+    integers = _integers(context, step, panel_pairs, bias)
     arrays = neurons.arrays | {"weight": panel_major(step.weight), "bias": bias} | integers
     silent, count = _silent(neurons, bias), len(list(panels(len(bias))))
     if silent is not None:

@@ -15,7 +15,7 @@ from spikedeploy.steps import Array, Shape
 
 LINE = 64
 PANELS = (128, 64, 32, 16)
-HIGH = np.float32(np.finfo(np.float32).max)
+HIGH = float(np.finfo(np.float32).max)
 
 
 def up(n: int, to: int = 16) -> int:
@@ -59,6 +59,19 @@ def panel_major(weight: Array) -> Array:
     for first, count in panels(up(out)):
         packed[first * wide : (first + count) * wide] = columns[:, first : first + count].ravel()
     return packed
+
+
+def panel_pairs(q: Array) -> Array:
+    """Integer weights as `panel_major`, plus half their range, two columns to a lane (see `SUM_PAIRS` in `native/events_layer.c`)."""
+    kind = np.dtype(f"u{q.itemsize}")
+    offset = 1 << (8 * q.itemsize - 1)
+    packed = panel_major((q.astype(np.int64) + offset).astype(kind))
+    wide, done = q.shape[1], aligned(packed.shape, kind)
+    for first, count in panels(up(len(q))):
+        group = min(count, LINE // q.itemsize)
+        part = packed[first * wide : (first + count) * wide].reshape(-1, 2, group // 2)
+        done[first * wide : (first + count) * wide] = part.swapaxes(1, 2).ravel()
+    return done
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -104,6 +104,12 @@ def groups(program: Program, native: bool) -> list[Group]:
     return found
 
 
+def inner_wires(plan: list[Group]) -> set[str]:
+    """Wires that an operation keeps to itself unless somebody else reads them: currents, membranes, matrix states."""
+    inner = {wire for group in plan for step in group.steps[:-1] for wire in step.outputs}
+    return inner | {step.outputs[1] for group in plan for step in group.steps if group.compiled and isinstance(step, S.LIF)}
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """What the readers of a wire want: its numbers, its events."""
@@ -115,7 +121,8 @@ class Need:
 def needs(program: Program, plan: list[Group], kept: Collection[str]) -> dict[str, Need]:
     """Per root wire. `kept`: wires whose numbers the caller wants."""
     root = roots(program)
-    dense, events = {root[wire] for wire in kept}, set()
+    dense = {root[wire] for wire in kept}
+    events: set[str] = set()
     for group in plan:
         inside = {wire for step in group.steps[:-1] for wire in step.outputs}
         for step in group.steps:

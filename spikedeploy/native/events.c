@@ -51,6 +51,12 @@ SD_CLONES static int64_t count_bits(const uint64_t *bits, int64_t words) {
     return total;
 }
 
+/* Spikes of different sizes have no bits; a size of zero is no spike. */
+SD_CLONES static void count_dense(sd_wire *w, int64_t rows) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < w->size; i++) w->spikes += w->dense[row * w->stride + i] != 0.0f;
+}
+
 static void split(const sd_event_op *op, int64_t steps, int64_t batch, int64_t threads) {
     void (*run)(const sd_event_op *, int64_t, int64_t, int64_t, int64_t) = op->kind == OP_CONV ? sd_event_conv : sd_event_layer;
     int64_t parts = op->kind == OP_CONV ? batch : op->n[3];
@@ -61,6 +67,7 @@ static void split(const sd_event_op *op, int64_t steps, int64_t batch, int64_t t
         run(op, steps, batch, 0, parts);
     }
     if (op->out->bits) op->out->spikes += count_bits(op->out->bits, steps * batch * op->out->words);
+    else if (op->mode >= NEURON_PLAIN) count_dense(op->out, steps * batch);
 }
 
 void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t batch, int64_t threads) {
@@ -77,5 +84,32 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
             case OP_SSM: sd_event_ssm(op, steps, batch); break;
             default: sd_event_dense(op, steps, batch);
         }
+    }
+}
+
+/* Hands the numbers of a block over to the caller, in time order. */
+static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
+    const sd_wire *w = kept->wire;
+    const int64_t size = w->size;
+    for (int64_t row = 0; row < steps * batch; row++) {
+        const float *y = w->dense + row * w->stride;
+        float *into = kept->into + (kept->reduce ? row % batch : first * batch + row) * size;
+        int fresh = first == 0 && row < batch;
+        if (kept->reduce == 1 && !fresh) for (int64_t i = 0; i < size; i++) into[i] = into[i] + y[i];
+        else if (kept->reduce == 1) for (int64_t i = 0; i < size; i++) into[i] = 0.0f + y[i];
+        else if (kept->reduce == 3 && !fresh) for (int64_t i = 0; i < size; i++) into[i] = into[i] > y[i] ? into[i] : y[i];
+        else memcpy(into, y, (size_t)size * sizeof(float));
+    }
+}
+
+/* A whole sequence: block after block, all operations on each; the input pointers move along. */
+void sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
+                       const sd_kept *kept, int64_t keeping) {
+    for (int64_t first = 0; first < steps; first += block) {
+        int64_t now = steps - first < block ? steps - first : block;
+        sd_event_run(ops, count, now, batch, threads);
+        for (int64_t i = 0; i < keeping; i++) keep(&kept[i], first, now, batch);
+        if (input->outside) input->start += now * batch, input->ones += now * batch;
+        else input->dense += now * batch * input->stride;
     }
 }

@@ -28,6 +28,14 @@ typedef struct {
     float *scratch;
 } sd_event_op;
 
+typedef struct {
+    sd_wire *wire;
+    int32_t reduce;           /* 0 every step, 1 sum, 2 last, 3 max */
+    float *into;              /* (T, B, size), or (B, size) when reduced */
+} sd_kept;
+
+void sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
+                       const sd_kept *kept, int64_t keeping);
 void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t batch, int64_t threads);
 void sd_event_settle(sd_event_op *op, int64_t batch);
 void sd_event_function(int64_t function, const float *x, float *y, int64_t count);

@@ -4,10 +4,11 @@
    by in ascending order; each column's sum is one chain ((b + w_i) + w_j) + ..., whatever the panel, thread or chunk. */
 #include "events_common.inc"
 
-typedef int16_t i32x16 __attribute__((vector_size(64)));
-typedef int8_t i32x8 __attribute__((vector_size(32)));
-typedef int8_t i16x8 __attribute__((vector_size(16)));
-typedef int16_t i16x16 __attribute__((vector_size(32)));
+typedef uint16_t h32 __attribute__((vector_size(64), may_alias));
+typedef uint16_t h16 __attribute__((vector_size(32), may_alias));
+typedef uint16_t h8 __attribute__((vector_size(16), may_alias));
+typedef uint32_t w16 __attribute__((vector_size(64), may_alias));
+typedef uint32_t w8 __attribute__((vector_size(32), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 8")
 
@@ -32,36 +33,65 @@ SD_INLINE void sum_values(const int nv, v16 *acc, const float *weight, const uin
     UNROLL for (int v = 0; v < nv; v++) acc[v] = a[v];
 }
 
-/* int8: 255 rows fit 16-bit sums exactly, then they are added to 32-bit ones. */
-SD_INLINE void sum_int8(const int nv, m16 *total, const int8_t *weight, const uint32_t *index, int64_t count) {
-    for (int64_t k = 0; k < count;) {
-        int64_t stop = k + 255 < count ? k + 255 : count;
-        if (nv >= 2) {
-            i32x16 a[4] = {{}, {}, {}, {}};
-            for (; k < stop; k++) {
-                const i32x8 *row = (const i32x8 *)(weight + (size_t)index[k] * (16 * nv));
-                UNROLL for (int v = 0; v < nv / 2; v++) a[v] += __builtin_convertvector(row[v], i32x16);
-            }
-            UNROLL for (int v = 0; v < nv / 2; v++) {
-                i16x16 half[2];
-                memcpy(half, &a[v], 64);
-                total[2 * v] += __builtin_convertvector(half[0], m16);
-                total[2 * v + 1] += __builtin_convertvector(half[1], m16);
-            }
-        } else {
-            for (; k < stop; k++) total[0] += __builtin_convertvector(*(const i16x8 *)(weight + (size_t)index[k] * 16), m16);
-        }
+/* Integer weights are stored plus half their range, two to a lane: column c of a half in the low part, column c of the other half in the high part. `both` adds
+   whole lanes and `high` their upper parts, so the sum of the low parts is both - (high << bits), exactly, while neither part's sum overflows a lane: 256
+   rows of int8 in 16 bits, 65,536 rows of int16 in 32. */
+#define SUM_PAIRS(NAME, LANES, BYTES, BITS)                                                                              \
+    SD_INLINE int64_t NAME(const int n, LANES *both, LANES *high, const uint8_t *weight, const uint32_t *index, int64_t k, int64_t stop) { \
+        LANES a[4], h[4];                                                                                                \
+        UNROLL for (int v = 0; v < n; v++) a[v] = h[v] = (LANES){};                                                      \
+        for (; k < stop; k++) {                                                                                          \
+            const LANES *row = (const LANES *)(weight + (size_t)index[k] * (size_t)(BYTES * n));                         \
+            UNROLL for (int v = 0; v < n; v++) a[v] += row[v], h[v] += row[v] >> BITS;                                   \
+        }                                                                                                                \
+        UNROLL for (int v = 0; v < n; v++) both[v] = a[v] - (h[v] << BITS), high[v] = h[v];                              \
+        return k;                                                                                                        \
     }
+SUM_PAIRS(pairs_h32, h32, 64, 8)
+SUM_PAIRS(pairs_h16, h16, 32, 8)
+SUM_PAIRS(pairs_h8, h8, 16, 8)
+SUM_PAIRS(pairs_w16, w16, 64, 16)
+SUM_PAIRS(pairs_w8, w8, 32, 16)
+
+SD_INLINE m16 widen(const uint16_t *x) {
+    h16 half;
+    memcpy(&half, x, 32);
+    return __builtin_convertvector(half, m16);
 }
 
-SD_INLINE void sum_int16(const int nv, m16 *total, const int16_t *weight, const uint32_t *index, int64_t count) {
-    m16 a[8];
-    UNROLL for (int v = 0; v < nv; v++) a[v] = total[v];
-    for (int64_t k = 0; k < count; k++) {
-        const i16x16 *row = (const i16x16 *)(weight + (size_t)index[k] * (16 * nv));
-        UNROLL for (int v = 0; v < nv; v++) a[v] += __builtin_convertvector(row[v], m16);
+SD_INLINE void sum_int8(const int nv, m16 *total, const uint8_t *weight, const uint32_t *index, int64_t count) {
+    for (int64_t k = 0; k < count;) {
+        int64_t stop = k + 256 < count ? k + 256 : count;
+        uint16_t columns[128];
+        if (nv >= 4) {
+            h32 low[2], high[2];
+            k = pairs_h32(nv / 4, low, high, weight, index, k, stop);
+            UNROLL for (int v = 0; v < nv / 4; v++) memcpy(columns + 64 * v, &low[v], 64), memcpy(columns + 64 * v + 32, &high[v], 64);
+        } else if (nv == 2) {
+            h16 low[1], high[1];
+            k = pairs_h16(1, low, high, weight, index, k, stop);
+            memcpy(columns, low, 32), memcpy(columns + 16, high, 32);
+        } else {
+            h8 low[1], high[1];
+            k = pairs_h8(1, low, high, weight, index, k, stop);
+            memcpy(columns, low, 16), memcpy(columns + 8, high, 16);
+        }
+        UNROLL for (int v = 0; v < nv; v++) total[v] += widen(columns + 16 * v);
     }
-    UNROLL for (int v = 0; v < nv; v++) total[v] = a[v];
+    UNROLL for (int v = 0; v < nv; v++) total[v] -= (int32_t)(128 * count);
+}
+
+SD_INLINE void sum_int16(const int nv, m16 *total, const uint8_t *weight, const uint32_t *index, int64_t count) {
+    if (nv >= 2) {
+        w16 low[4], high[4];
+        pairs_w16(nv / 2, low, high, weight, index, 0, count);
+        UNROLL for (int v = 0; v < nv / 2; v++) total[2 * v] = (m16)low[v], total[2 * v + 1] = (m16)high[v];
+    } else {
+        w8 low[1], high[1];
+        pairs_w8(1, low, high, weight, index, 0, count);
+        memcpy(total, low, 32), memcpy((char *)total + 32, high, 32);
+    }
+    UNROLL for (int v = 0; v < nv; v++) total[v] = (m16)((w16)total[v] - (uint32_t)(32768u * (uint32_t)count));
 }
 
 /* The current of one row of a panel. */
@@ -75,8 +105,8 @@ SD_INLINE void current(const sd_event_op *op, const int nv, v16 *acc, int64_t co
     if (integer && (!in->value || ones)) {
         m16 total[8] = {};
         const v16 *scale = (const v16 *)(op->scale + column);
-        if (integer == 1) sum_int8(nv, total, (const int8_t *)op->integer + panel, index, count);
-        else sum_int16(nv, total, (const int16_t *)op->integer + panel, index, count);
+        if (integer == 1) sum_int8(nv, total, (const uint8_t *)op->integer + panel, index, count);
+        else sum_int16(nv, total, (const uint8_t *)op->integer + 2 * panel, index, count);
         UNROLL for (int v = 0; v < nv; v++) acc[v] = __builtin_convertvector(total[v], v16) * scale[v] + bias[v];
         return;
     }
