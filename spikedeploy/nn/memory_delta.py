@@ -1,6 +1,7 @@
 """Gen3's recurrence over a segment of time, in pure torch, two ways.
 
-    K = S_{t-1} Diag(alpha_t),   S_t = K + beta_t (v_t - K k_t) k_t^T = S_{t-1} M_t + beta_t v_t k_t^T,   M_t = Diag(alpha_t) (I - beta_t k_t k_t^T)
+    K = S_{t-1} Diag(alpha_t),   S_t = K + beta_t (v_t - K k_t) k_t^T = S_{t-1} M_t + beta_t v_t k_t^T
+    M_t = Diag(alpha_t) (I - beta_t k_t k_t^T)
 
 A step mixes the cells of a row, so decays do not commute and no prefix product of scalars exists: the routes are the loop, and the
 associative scan of the pairs (M, W). With |k| = 1 and alpha, beta in (0, 1) no M is longer than 1, so products of them only shrink.

@@ -87,7 +87,8 @@ class _Memory(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        v, k, alpha, beta, q, limit, state, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        v, k, alpha, beta, q, limit, state, _ = saved
         shape = (*v.shape, v.shape[-1] if q is not None else k.shape[-1])
         dy = v.new_zeros(shape) if grads[0] is None else grads[0].contiguous()
         dend = torch.zeros_like(state) if grads[1] is None else grads[1].contiguous()
@@ -95,7 +96,7 @@ class _Memory(torch.autograd.Function):
         results = {name: None if x is None else torch.empty_like(x) for name, x in wanted.items()}
         per_batch, dstart = torch.empty_like(state), torch.empty_like(state)
         more = {"dy": dy, "dend": dend, **results, "dthreshold": per_batch, "dstart": dstart}
-        _run("backward", ctx.settings, ctx.saved_tensors, more)
+        _run("backward", ctx.settings, saved, more)
         dlimit = per_batch.sum(0).reshape(limit.shape) if ctx.needs_input_grad[5] else None
         return (*results.values(), dlimit, dstart, None, None, None)
 

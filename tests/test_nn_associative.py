@@ -1,0 +1,388 @@
+"""AssociativeLeaky: every route against the reference loop (values) and against autograd through a float64 loop (gradients)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import snntorch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikedeploy import native
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput
+from spikedeploy.nn import AssociativeLeaky
+from spikedeploy.nn.surrogate import KINDS, Surrogate
+from spikedeploy.program import Output, Program
+from spikedeploy.runtime import reference
+
+METHODS = ("iterative", "prefix", "associative", *(("native",) if native.available() else ()))
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def weights(layer: torch.nn.Linear) -> tuple[Any, Any]:
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+
+def reference_states(layer: AssociativeLeaky, x: torch.Tensor, start: torch.Tensor | None = None) -> np.ndarray:
+    """S by the reference runtime in float64."""
+    steps = (
+        S.Affine("v", ("input",), *weights(layer.to_v)),
+        S.Affine("k", ("input",), *weights(layer.to_k)),
+        S.Affine("z", ("input",), *weights(layer.to_alpha)),
+        S.Activation("alpha", ("z",), "sigmoid"),
+        S.MatrixMemory("S", ("v", "k", "alpha")),
+    )
+    program = Program((layer.in_dim,), steps, (Output("S", "S"),))
+    states = None if start is None else {"S": {"S": start.numpy()}}
+    return reference.run(program, x.detach().numpy(), states=states).outputs["S"]
+
+
+def loop(layer: AssociativeLeaky, x: torch.Tensor, state: torch.Tensor, spike: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The equations of the docstring, one step after the other; `layer` in float64."""
+    outputs = []
+    v, k, alpha = layer.to_v(x), layer.to_k(x), torch.sigmoid(layer.to_alpha(x))
+    q = None if layer.to_q is None else layer.to_q(x)
+    for t in range(len(x)):
+        state = state * alpha[t][:, None, :] + v[t][:, :, None] * k[t][:, None, :]
+        p = spike(state.flatten(1) - layer.threshold).reshape(state.shape) * layer.graded_spikes_factor
+        y = p if q is None else p @ q[t].reshape(len(p), layer.d_key, layer.d_value)
+        outputs.append(y.flatten(1))
+    return torch.stack(outputs), state
+
+
+def gradients(run: Any, layer: AssociativeLeaky, x: torch.Tensor, start: torch.Tensor) -> dict[str, torch.Tensor]:
+    x, start = x.clone().requires_grad_(), start.clone().requires_grad_()
+    y, last = run(x, start)
+    seed = torch.Generator().manual_seed(5)
+    loss = (y * torch.randn(y.shape, generator=seed).to(y.dtype)).sum() + (
+        last * torch.randn(last.shape, generator=seed).to(last.dtype)
+    ).sum()
+    found = torch.autograd.grad(loss, [x, start, *layer.parameters()], allow_unused=True)
+    names = ["x", "start", *(name for name, _ in layer.named_parameters())]
+    values = {"y": y.detach(), "last": last.detach()}
+    return values | {name: value for name, value in zip(names, found, strict=True) if value is not None}
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float, what: str = "") -> None:
+    scale = max(float(expected.abs().max()), 1e-6)
+    worst = float((found.double() - expected.double()).abs().max()) / scale
+    assert worst <= bound, f"{what}: {worst:.2e} of the largest value, {bound:.0e} allowed"
+
+
+def make(d: int, n: int, m: int, **options: Any) -> AssociativeLeaky:
+    torch.manual_seed(d * 100 + n * 10 + m)
+    return AssociativeLeaky(m, d, n, **options)
+
+
+@every_method
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 140),
+    st.integers(1, 3),
+    st.integers(1, 19),
+    st.integers(1, 19),
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from([None, 1e-6, 0.05, 20.0, 1e6]),
+)
+def test_states_are_those_of_the_reference(
+    method: str, t: int, b: int, d: int, n: int, m: int, chunk: int, retention: float | None
+) -> None:
+    layer = make(d, n, m, method=method, chunk=chunk, initial_retention=retention)
+    x, start = torch.randn(t, b, m), torch.randn(b, d, n, dtype=torch.float64)
+    expected = torch.from_numpy(reference_states(layer, x, start))
+    with torch.no_grad():
+        close(layer.memory(x, start), expected, 1e-6)
+        _, last = layer(x, start, return_state=True)
+    close(last, expected[-1], 1e-6)
+
+
+@every_method
+@settings(max_examples=5, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 2), st.integers(1, 18), st.integers(1, 18), st.booleans(), st.sampled_from([None, 1e-3, 1e5]))
+def test_outputs_and_gradients_are_those_of_the_float64_loop(
+    method: str, t: int, b: int, d: int, n: int, use_q: bool, retention: float | None
+) -> None:
+    options: dict[str, Any] = {"learn_threshold": True, "learn_graded_spikes_factor": True, "graded_spikes_factor": 1.5}
+    layer = make(
+        d, n, 3, method=method, chunk=17, use_q_projection=use_q, initial_retention=retention, threshold=torch.rand(d, n), **options
+    )
+    exact = make(d, n, 3, use_q_projection=use_q, threshold=torch.rand(d, n), **options).double()
+    exact.load_state_dict(layer.state_dict())
+    x, start = torch.randn(t, b, 3), torch.randn(b, d, n, dtype=torch.float64)
+    expected = gradients(lambda x, s: loop(exact, x, s, Surrogate()), exact, x.double(), start)
+    wide = make(d, n, 3, method=method, chunk=17, use_q_projection=use_q, threshold=torch.rand(d, n), **options).double()
+    wide.load_state_dict(layer.state_dict())
+    found = gradients(lambda x, s: wide(x, s, return_state=True), wide, x.double(), start)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        close(found[name], value, 1e-9, name)
+    if torch.equal(found["y"] != 0, layer(x, start) != 0):  # no spike within float32 rounding of its threshold
+        for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
+            close(value, expected[name], 3e-5 if name == "graded_spikes_factor" else 1e-5, name)
+
+
+def long_reference(layer: AssociativeLeaky, x: torch.Tensor) -> torch.Tensor:
+    """S by the reference runtime's memory step alone: a whole program would take its time over 65,536 steps."""
+    v, k, alpha = layer.double().to_v(x.double()), layer.to_k(x.double()), torch.sigmoid(layer.to_alpha(x.double()))
+    step, state, states = S.MatrixMemory("S", ("v", "k", "a")), {"S": np.zeros((x.shape[1], layer.d_value, layer.d_key))}, []
+    for inputs in zip(*(i.detach().numpy() for i in (v, k, alpha)), strict=True):
+        states.append(reference.matrix_memory(step, *inputs, state))
+    layer.float()
+    return torch.from_numpy(np.stack(states))
+
+
+@pytest.mark.parametrize("retention", [0.053, 9999.0])  # mean alpha 0.05 and 0.9999
+def test_sixty_five_thousand_steps(retention: float) -> None:
+    layer = make(2, 3, 2, initial_retention=retention, chunk=256)
+    x = torch.randn(65_536, 1, 2)
+    expected = long_reference(layer, x)
+    for method in METHODS[1:]:
+        layer.method = method
+        with torch.no_grad():
+            found = layer.memory(x)
+        each = (found.double() - expected).abs().amax((1, 2, 3)) / expected.abs().amax((1, 2, 3))
+        assert float(each.max()) < 1e-5, f"{method}, at every step"
+        close(found, expected, 1e-6, method)
+
+
+@every_method
+def test_long_gradients_are_those_of_the_float64_loop(method: str) -> None:
+    layer = make(3, 2, 2, method=method, initial_retention=9999.0, chunk=64)
+    exact = make(3, 2, 2).double()
+    exact.load_state_dict(layer.state_dict())
+    x, start = torch.randn(400, 1, 2) / 4, torch.zeros(1, 3, 2, dtype=torch.float64)
+    linear = {"spike_grad": lambda u: u}
+    layer.spike_grad = linear["spike_grad"]
+    expected = gradients(lambda x, s: loop(exact, x, s, linear["spike_grad"]), exact, x.double(), start)
+    for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
+        close(value, expected[name], 1e-5, name)
+
+
+@every_method
+@pytest.mark.parametrize("use_q", [True, False])
+def test_gradcheck(method: str, use_q: bool) -> None:
+    layer = make(3, 2, 2, method=method, use_q_projection=use_q, chunk=4, spike_grad=torch.sigmoid, learn_threshold=True).double()
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x: torch.Tensor, start: torch.Tensor, *values: torch.Tensor) -> Any:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, start, True))
+
+    x, start = torch.randn(7, 2, 2, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, start, *layer.parameters()))
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_surrogate_runs_fused(kind: str) -> None:
+    surrogate = Surrogate(kind, 3.0)
+    layer = make(5, 9, 2, method="native", spike_grad=surrogate).double()
+    x, start = torch.randn(70, 2, 2, dtype=torch.float64), torch.randn(2, 5, 9, dtype=torch.float64)
+    expected = gradients(lambda x, s: loop(layer, x, s, surrogate), layer, x, start)
+    for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
+        close(value, expected[name], 1e-9, name)
+
+
+@every_method
+def test_pieces_equal_the_whole(method: str) -> None:
+    layer = make(4, 3, 2, method=method, chunk=16)
+    x, state, parts = torch.randn(101, 2, 2), None, []
+    with torch.no_grad():
+        whole = layer.memory(x)
+        for piece in x.split([1, 50, 13, 37]):
+            parts.append(layer.memory(piece, state))
+            _, state = layer(piece, state, return_state=True)
+    close(torch.cat(parts), whole, 1e-6)
+    if method in ("native", "iterative"):
+        assert torch.equal(torch.cat(parts), whole)
+
+
+@every_method
+@pytest.mark.parametrize("cut", [1, 16, 40, 64])
+def test_nothing_reads_the_future(method: str, cut: int) -> None:
+    layer = make(3, 5, 2, method=method, chunk=48)
+    x = torch.randn(80, 2, 2)
+    with torch.no_grad():
+        before = layer(x)[:cut]
+        x[cut:] = math.nan
+        assert torch.equal(layer(x)[:cut], before)
+
+
+@every_method
+def test_a_batch_element_is_alone(method: str) -> None:
+    layer = make(5, 4, 2, method=method)
+    x = torch.randn(70, 3, 2)
+    with torch.no_grad():
+        before = layer(x)
+        x[3, 0] = math.inf
+        assert torch.equal(layer(x)[:, 1:], before[:, 1:])
+
+
+@every_method
+def test_any_layout_of_the_input(method: str) -> None:
+    layer = make(3, 4, 2, method=method)
+    x = torch.randn(2, 2, 30).permute(2, 0, 1)
+    assert not x.is_contiguous()
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x.contiguous()))
+
+
+@every_method
+def test_only_what_asks_for_a_gradient_gets_one(method: str) -> None:
+    layer = make(3, 4, 2, method=method, chunk=8)
+    x = torch.randn(20, 2, 2)
+    full = gradients(lambda x, s: layer(x, s, return_state=True), layer, x, torch.zeros(2, 3, 4, dtype=torch.float64))
+    for only in ("to_v.weight", "to_alpha.bias", "to_q.weight"):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name == only)
+        seed = torch.Generator().manual_seed(5)
+        y = layer(x)
+        assert isinstance(y, torch.Tensor)
+        (y * torch.randn(y.shape, generator=seed)).sum().backward()
+        got = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+        assert list(got) == [only]
+        if only == "to_q.weight":
+            close(got[only], full[only], 1e-6)
+        layer.zero_grad()
+    assert not layer.requires_grad_(False)(x).requires_grad
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    layer = make(9, 10, 3, method="native")
+    x, start, before = torch.randn(130, 5, 3), torch.zeros(5, 9, 10, dtype=torch.float64), torch.get_num_threads()
+    inputs, q = tuple(i.detach().requires_grad_() for i in layer.project(x)), layer.to_q(x).detach().requires_grad_()  # type: ignore[misc]
+    runs = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            from spikedeploy.nn import memory_native
+
+            y, last = memory_native.spikes(inputs, q, layer.threshold, start, Surrogate())
+            runs.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), [*inputs, q])])
+    finally:
+        torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_dyadic_models_are_bit_equal() -> None:
+    """alpha = sigmoid(0) = 1/2 and whole weights: every operation is exact, ties at the threshold included."""
+    layers = [make(3, 4, 2, method=method) for method in METHODS]
+    for layer in layers:
+        with torch.no_grad():
+            for parameter, value in layer.named_parameters():
+                value.zero_() if parameter.startswith("to_alpha") else value.copy_(torch.round(value * 3))
+    x = torch.randint(-1, 2, (20, 2, 2)).float()
+    with torch.no_grad():
+        states, outputs = [layer.memory(x) for layer in layers], [layer(x) for layer in layers]
+    assert torch.equal(states[0].double(), torch.from_numpy(reference_states(layers[0], x)))
+    assert bool((states[0] == 1).any()), "a tie must occur"
+    for other, y in zip(states[1:], outputs[1:], strict=True):
+        assert torch.equal(other, states[0])
+        assert torch.equal(y, outputs[0])
+
+
+@every_method
+@pytest.mark.parametrize("logit", [-14.0, 14.0])
+def test_extreme_decays(method: str, logit: float) -> None:
+    """alpha at 1e-6 and at 1 - 1e-6."""
+    layer = make(3, 4, 2, method=method)
+    with torch.no_grad():
+        layer.to_alpha.bias.fill_(logit)
+    x = torch.randn(300, 1, 2)
+    with torch.no_grad():
+        close(layer.memory(x), torch.from_numpy(reference_states(layer, x)), 1e-6)
+
+
+def test_the_torch_forms_do_not_hold_the_state_of_the_whole_sequence() -> None:
+    layer, saved = make(8, 8, 2, method="prefix", chunk=64, use_q_projection=False), []
+    x = torch.randn(2048, 1, 2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert sum(saved) < 2048 * 64, "all saved tensors together are smaller than S over the sequence"
+
+
+# --- as snnTorch's --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_q", [True, False])
+def test_checkpoints_move_both_ways(use_q: bool) -> None:
+    library = snntorch.AssociativeLeaky(4, 3, 5, 15, use_q_projection=use_q)
+    layer = AssociativeLeaky(4, 3, 5, 15, use_q_projection=use_q)
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {k: v.shape for k, v in library.state_dict().items()}
+    layer.load_state_dict(library.state_dict())
+    x = torch.randn(6, 2, 4)
+    torch.testing.assert_close(layer(x), library(x))
+    library.load_state_dict(AssociativeLeaky(4, 3, 5, 15, use_q_projection=use_q).state_dict())
+
+
+def test_gradients_are_the_library_s_where_it_is_right() -> None:
+    """Over few steps the product of decays is far from 1e-8, and the library's parallel form is its recurrence."""
+    library, layer = snntorch.AssociativeLeaky(4, 3, 3, 9), AssociativeLeaky.from_num_spiking_neurons(4, 9)
+    layer.load_state_dict(library.state_dict())
+    x = torch.randn(4, 2, 4)
+    for module in (library, layer):
+        module(x).square().sum().backward()
+    for (name, a), (_, b) in zip(library.named_parameters(), layer.named_parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        close(b.grad, a.grad, 1e-2, name)
+
+
+def test_state_quantiser_and_callable_surrogates_are_kept() -> None:
+    quantise = lambda s: torch.round(s * 2) / 2  # noqa: E731
+    layer = make(3, 2, 2, spike_grad=snntorch.surrogate.fast_sigmoid(slope=5), state_quant=quantise)
+    assert layer.spike_grad == Surrogate("fast_sigmoid", 5.0)
+    x = torch.randn(9, 1, 2)
+    expected = (quantise(layer.memory(x)).flatten(2) > 1).float()
+    layer.to_q = None
+    assert torch.equal(layer(x), expected)
+
+
+def test_initial_retention_is_the_bias() -> None:
+    assert torch.allclose(make(2, 3, 2, initial_retention=50.0).to_alpha.bias, torch.full((3,), math.log(50.0)))
+    assert torch.allclose(make(2, 3, 2, initial_retention=[1.0, 2.0, 4.0]).to_alpha.bias, torch.tensor([1.0, 2.0, 4.0]).log())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"method": "convolution"}, "decay that is the same at every step"),
+        ({"method": "magic"}, "method='magic'"),
+        ({"chunk": 0}, "chunk=0"),
+        ({"threshold": torch.ones(5)}, "threshold of shape"),
+        ({"num_spiking_neurons": 7}, "must equal d_value \\* d_key = 6"),
+        ({"initial_retention": -1.0}, "positive finite steps"),
+        ({"topk_k": 4}, "a count from 1 to 3"),
+        ({"topk_v": 0.0}, "a count from 1 to 2"),
+        ({"spike_grad": "no such"}, "surrogate gradient"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        AssociativeLeaky(2, 2, 3, **options)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    layer = make(2, 3, 2)
+    for x in (torch.zeros(4, 2), torch.zeros(4, 1, 3), torch.zeros(0, 1, 2)):
+        with pytest.raises(BadInput, match="an input of shape"):
+            layer(x)
+    with pytest.raises(BadInput, match="a state of shape"):
+        layer(torch.zeros(4, 1, 2), torch.zeros(2, 2, 3))
+    with pytest.raises(BadInput, match="perfect square"):
+        AssociativeLeaky.from_num_spiking_neurons(2, 8)
+
+
+def test_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda: "switched off")
+    layer, x = make(2, 3, 2), torch.randn(5, 1, 2)
+    assert layer.route(x) == "prefix"
+    close(layer.memory(x).detach(), torch.from_numpy(reference_states(layer, x)), 1e-6)
+    with pytest.raises(BadInput, match="switched off"):
+        make(2, 3, 2, method="native")(x)
