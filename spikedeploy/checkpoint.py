@@ -44,7 +44,7 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
 
 def dump(model: nn.Module, example: Tensor) -> bytes:
     """The checkpoint's bytes."""
-    graph, layers, tensors = trace(model)
+    graph, layers, tensors = trace(model, tuple(example.shape))
     stored = {key: _own(value) for key, value in sorted(_state(layers, tensors).items())}
     header = {
         "producer": f"spikedeploy {__version__}",

@@ -72,7 +72,7 @@ def conversion(
             )
         )
     example = example_of(model, example_input)
-    graph, layers, tensors = trace(model)
+    graph, layers, tensors = trace(model, tuple(example.shape))
     x, results = _probe(model, graph, layers, tensors, example)
     builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
     builder.shapes[INPUT] = tuple(int(n) for n in x.shape[2:])

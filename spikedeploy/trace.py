@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced
+from spikedeploy.loops import Size, Sized, is_unrolled, refuse, roll
 from spikedeploy.nn.overtime import OverTime
 from spikedeploy.nn.spiking_ssm import SpikingSSM
 
@@ -39,10 +40,18 @@ class _One(nn.Module):
 class _Tracer(fx.Tracer):
     """Leaves are what torch and snnTorch made, and our own layers; a user's class is looked into."""
 
+    sizes: Sequence[int] | None = None
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         home = type(m).__module__
         known = home.split(".")[0] in ("torch", "snntorch") or home.startswith("spikedeploy.nn")
         return known and not isinstance(m, OPEN)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Plain values are symbols; the input knows its sizes where they were given."""
+        if node.op == "placeholder" and self.sizes is not None:
+            return Sized(node, self).with_sizes(self.sizes)
+        return super().proxy(node)
 
 
 @contextmanager
@@ -56,12 +65,41 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def trace(model: nn.Module) -> tuple[Graph, Mapping[str, nn.Module], Mapping[str, Tensor]]:
-    """The graph of `model`'s forward, its leaf layers by path, and the tensors it uses directly by path. Raises `ModelRefused`."""
+Traces = tuple[Graph, dict[str, nn.Module], dict[str, Tensor]]
+
+
+def trace(model: nn.Module, example: Sequence[int] | None = None) -> Traces:
+    """The graph of `model`'s forward, its leaf layers by path, and the tensors it uses directly by path. Raises `ModelRefused`.
+
+    example  sizes `(T, B, ...)` of an input: with them a loop over time in the forward is unrolled, and rolled up again
+    """
     if isinstance(model, Traced):
         return model.graph_, dict(model.layers()), dict(model.tensors())
+    try:
+        found = _read(model, None)
+    except ModelRefused as refused:
+        if example is None or not isinstance(refused.__cause__, Exception):
+            raise
+        try:
+            found = _read(model, (LOOP_STEPS, *example[1:]))
+        except ModelRefused as again:
+            raise (again if again.__cause__ is None else refused) from None
+    graph, layers, tensors = found
+    if is_unrolled(graph, layers):
+        graph = roll(graph, layers, tensors)
+    used = {node.target for g in (graph, *graph.steps.values()) for node in g.nodes if node.op == "tensor"}
+    return _with_steps(graph, layers, {path: value for path, value in tensors.items() if path in used})
+
+
+LOOP_STEPS = 4
+"""How many steps a loop over the input's own length is unrolled to: one to start from, two to compare, one to end on."""
+
+
+def _read(model: nn.Module, sizes: Sequence[int] | None) -> Traces:
+    """What torch.fx records of the forward."""
     root = _One(model)
     tracer = _Tracer()
+    tracer.sizes = sizes
     try:
         with evaluating(model):
             traced = tracer.trace(root)
@@ -79,16 +117,13 @@ def trace(model: nn.Module) -> tuple[Graph, Mapping[str, nn.Module], Mapping[str
     nodes = tuple(_node(node) for node in traced.nodes)
     layers = {n.target: root.get_submodule("model" if n.target == LONE else f"model.{n.target}") for n in nodes if n.op == "module"}
     tensors = {n.target: _tensor(root, n.target) for n in nodes if n.op == "tensor"}
-    return _with_steps(Graph(nodes), layers, tensors)
-
-
-Traces = tuple[Graph, dict[str, nn.Module], dict[str, Tensor]]
+    return Graph(nodes), layers, tensors
 
 
 def _with_steps(graph: Graph, layers: dict[str, nn.Module], tensors: dict[str, Tensor]) -> Traces:
     """Every `OverTime` layer becomes an `over_time` node with the graph of its one-step module."""
     loops = {path: layer for path, layer in layers.items() if isinstance(layer, OverTime)}
-    steps: dict[str, Graph] = {}
+    steps = dict(graph.steps)
     for path, loop in loops.items():
         inner, inner_layers, inner_tensors = trace(loop.module)
         prefix = f"{path}.module"
@@ -149,6 +184,10 @@ def _unknown(node: fx.Node, what: str) -> ModelRefused:
 def _plain(node: fx.Node, value: Any) -> Any:
     if isinstance(value, fx.Node):
         return Ref(value.name)
+    if isinstance(value, Size):
+        raise refuse(
+            f"'{node.name}' is given the number of {('steps', 'samples')[value.axis]} as a fixed number", "Use -1 or flatten(1) instead."
+        )
     if isinstance(value, (tuple, list)):
         return type(value)(_plain(node, item) for item in value) if type(value) in (tuple, list) else tuple(_plain(node, v) for v in value)
     if isinstance(value, dict):

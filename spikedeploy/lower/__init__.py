@@ -79,7 +79,7 @@ OPERATION_RULES: dict[str, Rule] = {
     **{f"method.{name}": rule for name, rule in _SAME.items()},
     **{f"operator.{name}": _SAME[name] for name in ("add", "sub", "mul", "neg")},
     "operator.iadd": A.add, "operator.isub": A.sub, "operator.imul": A.mul, "operator.truediv": A.div, "operator.itruediv": A.div,
-    "operator.pow": A.square, "operator.getitem": W.getitem,
+    "operator.pow": A.square, "operator.getitem": W.getitem, "accumulate": W.accumulate,
     "F.relu": A.activation("relu"), "F.silu": A.activation("silu"), "F.sigmoid": A.activation("sigmoid"), "F.tanh": A.activation("tanh"),
     "F.gelu": A.gelu, "F.glu": A.glu, "F.dropout": W.keep,
     "method.view": W.reshape, "method.view_as": W.reshape, "method.reshape_as": W.reshape, "method.t": W.permute, "method.size": W.size,

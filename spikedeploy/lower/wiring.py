@@ -165,6 +165,11 @@ def reduced(call: Call, x: Wire, how: Reduce) -> Reduced:
     return Reduced(Wire(x.name, x.axes[:at] + x.axes[at + 1 :], x.sizes[:at] + x.sizes[at + 1 :]), how)
 
 
+def accumulate(call: Call, *rest: Any) -> Reduced:
+    """The running sum of a loop: the sum over time."""
+    return reduced(call, call.wire(), "sum")
+
+
 def select(call: Call, *rest: Any) -> Any:
     """`x.select(0, -1)`: the last step."""
     x = call.wire()
