@@ -61,9 +61,14 @@ def _open_nir(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open_onnx(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    from spikedeploy.readers.onnx_info import read_cell
     from spikedeploy.runtime.onnx_runner import OnnxRunner
+    from spikedeploy.runtime.onnx_sequence import SequenceRunner
 
-    return {"runner": OnnxRunner(path, record=["spikes"])}
+    info = read_cell(path)[2]
+    if info.kind == "sequence":
+        return {"runner": SequenceRunner(path)}
+    return {"runner": OnnxRunner(path, record=[spikes.layer for spikes in info.spikes])}
 
 
 OPEN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]]] = {

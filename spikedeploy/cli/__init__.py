@@ -46,7 +46,8 @@ class _Lazy(click.Group):
 def group() -> None:
     """Train parallel, run iterative: trained spiking models become verified step-by-step artifacts.
 
-    Exit codes: 0 done; 1 the model is refused or not equivalent; 2 usage, input or output; 101 a bug of ours, with a traceback; 130 interrupted.
+    Exit codes: 0 done; 1 the model is refused or not equivalent; 2 usage, input or output; 101 a bug of ours, with a traceback; 130
+    interrupted.
     """
 
 

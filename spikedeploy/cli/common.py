@@ -80,11 +80,13 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_rich(thing: Any) -> None:
-    """Something rich on stdout: in colour on a terminal, plain and wide otherwise."""
+    """Something rich on stdout: in colour on a terminal, plain text otherwise."""
+    if not sys.stdout.isatty():
+        print(thing)
+        return
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=150, color_system=None)
-    console.print(thing)
+    Console().print(thing)
 
 
 def single_thread() -> None:

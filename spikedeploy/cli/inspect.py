@@ -42,7 +42,7 @@ def describe(program: Any) -> dict[str, Any]:
     """A program as plain data: what people ask about it."""
     from spikedeploy.program import arrays_of
 
-    layers = []
+    layers: list[dict[str, Any]] = []
     for step in program.steps:
         arrays = dict(arrays_of(step))
         layers.append(
@@ -101,7 +101,7 @@ def _states(facts: Mapping[str, Any], layer: str) -> dict[str, list[int]]:
 
 
 def _threshold(facts: Mapping[str, Any], layer: str) -> list[float]:
-    found = next((s["threshold"] for s in facts.get("spikes", []) if s["layer"] == layer), [])
+    found: list[float] = next((s["threshold"] for s in facts.get("spikes", []) if s["layer"] == layer), [])
     return sorted(set(found))
 
 

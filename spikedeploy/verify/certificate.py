@@ -128,13 +128,12 @@ class Certificate:
             if finding.level == "fail":
                 return finding.text
         for check in self.layers:
+            where, ratio = f"layer '{check.layer}' of {check.party}", check.membrane_of_bound or 0
             if check.mismatches:
-                return (
-                    f"layer '{check.layer}' of {check.party}: {check.mismatches} of {check.decisions} spikes differ outside the rounding bound, "
-                    f"first at step {check.first_divergence}"
-                )
-            if (check.membrane_of_bound or 0) > 1:
-                return f"layer '{check.layer}' of {check.party}: a membrane is off by {check.membrane_error:.3g}, {check.membrane_of_bound:.3g} times its bound"
+                count = f"{check.mismatches} of {check.decisions} spikes differ outside the rounding bound"
+                return f"{where}: {count}, first at step {check.first_divergence}"
+            if ratio > 1:
+                return f"{where}: a membrane is off by {check.membrane_error:.3g}, {ratio:.3g} times its bound"
         for output in self.outputs:
             if output.of_bound > 1:
                 return f"output '{output.output}' of {output.party}: off by {output.error:.3g}, {output.of_bound:.3g} times its bound"

@@ -1,4 +1,4 @@
-"""Findings beyond rounding: where two meanings of one model part, and what a surrogate costs. One function per question, each looks for its own steps."""
+"""Findings beyond rounding: where two meanings of one model part, and what a chosen change of meaning costs. One function per question."""
 
 from __future__ import annotations
 
@@ -51,12 +51,10 @@ def _parting(step: S.MatrixMemory, program: Program, ours: Bounds, theirs: Bound
     by_step = apart.reshape(len(apart), -1).max(axis=1)
     flips = (ours.spikes[layer] != theirs.spikes[layer]).reshape(len(apart), -1)
     first, first_flip = (_first(by_step > VISIBLE), _first(flips.any(axis=1)))
-    where = f"layer '{layer}': deployed as {step.semantics}"
-    if first is None and first_flip is None:
-        text = f"{where}; the other meaning stays within {VISIBLE:g} of it on these {len(apart)} steps"
-    else:
-        state = "nowhere" if first is None else f"from step {first} on"
-        text = f"{where}; the other meaning differs {state} (by up to {by_step.max():.3g}), {flips.mean():.2%} of spikes, the first at step {first_flip}"
+    text = f"layer '{layer}': deployed as {step.semantics}; the other meaning "
+    text += "stays within" if first is None else f"differs from step {first} on, by up to {by_step.max():.3g};"
+    text += f" {VISIBLE:g} of it on these {len(apart)} steps," if first is None else ""
+    text += " no spike differs" if first_flip is None else f" {flips.mean():.2%} of spikes differ, the first at step {first_flip}"
     data = {"first_step": first, "first_spike": first_flip, "largest": float(by_step.max()), "spikes": float(flips.mean())}
     return Finding("note" if first_flip is None else "warn", text, data)
 
@@ -75,8 +73,10 @@ def chosen_change(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
         differs = (bounds.spikes[layer] != trained.spikes[layer]).reshape(len(x), -1)
         first = _first(differs.any(axis=1))
         if first is not None:
-            text = f"layer '{layer}': by the chosen options {differs.mean():.2%} of spikes differ from the trained model's, the first at step {first}"
-            yield Finding("warn", text, {"layer": layer, "spikes": float(differs.mean()), "first_step": first})
+            text = f"layer '{layer}': by the chosen options {differs.mean():.2%} of spikes differ from the trained model's"
+            yield Finding(
+                "warn", f"{text}, the first at step {first}", {"layer": layer, "spikes": float(differs.mean()), "first_step": first}
+            )
     for name, output in bounds.outputs.items():
         apart = float(np.abs(output.value - trained.outputs[name].value).max())
         yield Finding(

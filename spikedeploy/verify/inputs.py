@@ -18,7 +18,7 @@ GAINS = (1.0, 1.0, 4.0, 4.0, 0.25, 2.0, 16.0, 8.0)
 
 
 def random_input(program: Program, steps: int, batch: int, seed: int, rate: float = 0.25) -> Real:
-    """`(T, B, *shape)` float32: even samples are spikes of probability `rate`, odd ones standard normal, both at several gains; tokens are uniform."""
+    """`(T, B, *shape)` float32: even samples are spikes of probability `rate`, odd ones standard normal, at several gains; tokens uniform."""
     check_sizes(program, steps, batch)
     rng = np.random.default_rng(seed)
     shape = (steps, batch, *program.input_shape)
@@ -28,6 +28,22 @@ def random_input(program: Program, steps: int, batch: int, seed: int, rate: floa
     gains = np.array([GAINS[i % len(GAINS)] for i in range(batch)]).reshape(1, batch, *(1,) * len(program.input_shape))
     even = (np.arange(batch) % 2 == 0).reshape(gains.shape)
     return np.asarray(np.where(even, rng.random(shape) < rate, rng.standard_normal(shape)) * gains, np.float32)
+
+
+def lively_input(program: Program, steps: int, batch: int, seed: int, rate: float = 0.25) -> Real:
+    """`random_input`, louder where that is needed to make every layer fire: a threshold that is never reached is not tested."""
+    x = random_input(program, steps, batch, seed, rate)
+    if program.input_kind == "index":
+        return x
+    silent = {gain: _silent(program, x[:PROBE] * gain) for gain in LOUDER}
+    return np.asarray(x * min(LOUDER, key=lambda gain: (silent[gain], gain)), np.float32)
+
+
+LOUDER, PROBE = (1.0, 8.0, 64.0), 24
+
+
+def _silent(program: Program, x: Real) -> int:
+    return sum(count == 0 for count in reference.run(program, x, dtype=np.float32).spikes.values())
 
 
 def check_sizes(program: Program, steps: int, batch: int) -> None:
@@ -40,7 +56,7 @@ def check_sizes(program: Program, steps: int, batch: int) -> None:
 
 
 def load_input(path: str | os.PathLike[str], program: Program | None = None) -> Real:
-    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`; `(T, B, *shape)`, or `(T, *shape)` for one sample.
+    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`; with a program, as `fitted` gives it.
 
     Raises `BadInput` with the shape that is needed and what was found. Nothing is unpickled.
     """
@@ -81,7 +97,7 @@ def _first_line(error: Exception) -> str:
 
 
 def fitted(program: Program, array: Real) -> Real:
-    """`array` as the program's input; a single sample `(T, *shape)` gets its batch axis. Raises `BadInput` with the shape that is needed."""
+    """`array` as the program's input; a single sample `(T, *shape)` gets its batch axis. Raises `BadInput` with the needed shape."""
     if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
         array = array[:, None]
     return reference.check_input(program, array)

@@ -45,7 +45,7 @@ def layer_checks(program: Program, bounds: Bounds, party: Party, on_reference: O
 
 
 def undecided(step: S.Step, decision: Bounded, differs: Real) -> Real:
-    """Where rounding may decide: `|u - threshold| <= E`, E above 0; and, for a neuron with reset, all that follows a spike that differed there."""
+    """Where rounding may decide: `|u - threshold| <= E`, E above 0; with reset, also all that follows a spike that differed there."""
     near = (np.abs(decision.value - step.threshold) <= decision.error) & (decision.error > 0)  # type: ignore[attr-defined]
     if isinstance(step, S.LIF):
         turned = np.cumsum(differs & near, axis=0) > 0
@@ -106,10 +106,13 @@ def _expected(program: Program, bounds: Bounds, output: Output, seen: Observatio
     fired = seen.fired[writer.name]
     if output.wire == writer.name:
         spikes = (fired * writer.amplitude).astype(np.float64)
-        return REDUCED[output.reduce](Bounded(spikes, np.zeros_like(spikes)))  # type: ignore[no-any-return]
-    turned = undecided(writer, bounds.decisions[writer.name], fired != (bounds.spikes[writer.name] != 0))
-    turned = turned if output.reduce == "none" else turned.any(axis=0)
-    return Bounded(plain.value, np.where(turned & (fired != (bounds.spikes[writer.name] != 0)).any(), np.inf, plain.error))
+        expected: Bounded = REDUCED[output.reduce](Bounded(spikes, np.zeros_like(spikes)))
+        return expected
+    if output.wire not in writer.outputs[1:]:
+        return plain
+    differs = fired != (bounds.spikes[writer.name] != 0)
+    turned = np.cumsum(differs, axis=0) > 0
+    return Bounded(plain.value, np.where(turned if output.reduce == "none" else turned.any(axis=0), np.inf, plain.error))
 
 
 def _agreement(a: Real, b: Real) -> float | None:
@@ -142,6 +145,6 @@ def observations(layers: Sequence[LayerCheck], rates: Mapping[str, float]) -> It
             share = check.undecided / check.decisions
             yield Finding(
                 "warn" if check.excused else "note",
-                f"layer '{check.layer}' of {check.party}: {share:.2%} of decisions lie within the rounding bound, {check.excused} of them differ",
+                f"layer '{check.layer}' of {check.party}: {share:.2%} of decisions lie within the rounding bound; {check.excused} differ",
                 {"undecided": check.undecided, "decisions": check.decisions, "excused": check.excused},
             )

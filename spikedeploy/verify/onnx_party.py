@@ -1,4 +1,4 @@
-"""An ONNX step cell as a party: the file alone, in ONNX Runtime, with its spikes replaced and its membranes shown by surgery on a copy of the graph."""
+"""An ONNX step cell as a party: the file alone, in ONNX Runtime, its spikes replaced and its membranes shown by surgery on a copy."""
 
 from __future__ import annotations
 

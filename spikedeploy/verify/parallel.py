@@ -1,7 +1,7 @@
 """What a parallel form (the whole sequence at once) may add to the error of the loop: rules that stand in for those of `rules_neurons.py`.
 
-A convolution computes `u_t = sum_k d^k x_{t-k}` from weights `exp(-k/tau)` that err by `(1 + 2/tau) k` units each, in any order of summation. With
-`A_t = sum_k d^k |x_{t-k}|` and `B_t = sum_k k d^k |x_{t-k}|`, both running sums themselves (`A = d A + |x|`, `B = d (B + A)`),
+A convolution computes `u_t = sum_k d^k x_{t-k}` from weights `exp(-k/tau)` that err by `(1 + 2/tau) k` units each, in any order of
+summation. With `A_t = sum_k d^k |x_{t-k}|` and `B_t = sum_k k d^k |x_{t-k}|`, running sums themselves (`A = d A + |x|`, `B = d (B + A)`),
 
     E_t <= E_loop + gamma(n) A_t + (1 + 2/tau) u B_t + u max A
 

@@ -6,7 +6,7 @@ read it, by the reference's spikes (so that each layer is judged on the same inp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ Real = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """What a party did. Per layer of the source program: which neurons fired `(T, B, *shape)`, and the membranes where they can be seen; the outputs by name."""
+    """What a party did. Per layer of the source: which neurons fired `(T, B, *shape)`, the membranes where they show; outputs by name."""
 
     fired: Mapping[str, Real]
     membranes: Mapping[str, Real]
@@ -46,6 +46,27 @@ class Party(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a layer of the source is in another program: the neurons `start:stop` of a spiking step (all of them as a rule).
+
+    Some targets cannot add where two wires meet; there, earlier spikes are carried on by relay neurons behind a layer's own.
+    """
+
+    source: S.Threshold | S.LIF
+    own: S.Threshold | S.LIF
+    start: int | None = None
+    stop: int | None = None
+
+    def cut(self, values: Real) -> Real:
+        """The layer's part of a wire `(T, B, ...)`."""
+        return values if self.start is None else values[..., self.start : self.stop]
+
+    def parameter(self, value: Real, width: int) -> Real:
+        """The layer's part of a parameter of the own step."""
+        return value if self.start is None else np.broadcast_to(value, (width,))[self.start : self.stop]
+
+
 @dataclass(slots=True)
 class ProgramParty:
     """A program in the reference runtime, judged as `source`: the source itself in float32, or what a reader made of an artifact."""
@@ -56,42 +77,63 @@ class ProgramParty:
     dtype: npt.DTypeLike = np.float32
     doubt: Doubt = field(default_factory=Doubt)
     output_names: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """What a layer of the source is called here, where that is something else."""
 
-    def layers(self) -> Mapping[str, tuple[S.Threshold | S.LIF, S.Threshold | S.LIF]]:
-        """Per layer of the source that is here too: its step there and here."""
-        own = {step.name: step for step in self.program.spiking}
-        pairs = ((step, own.get(step.name)) for step in self.source.spiking)
-        return {a.name: (a, b) for a, b in pairs if b is not None and self._fits(a, b)}  # type: ignore[misc]
+    def places(self) -> Mapping[str, Place]:
+        """Per layer of the source that is here too: where."""
+        found = {step.name: self._place(step) for step in self.source.spiking}
+        return {name: place for name, place in found.items() if place is not None}
 
-    def _fits(self, a: S.Step, b: S.Step) -> bool:
-        return self.program.wires[b.name] == self.source.wires[a.name]
+    def _place(self, step: Any) -> Place | None:
+        name = self.aliases.get(step.name, step.name)
+        own = self.program.writer(name)
+        if own is None or self.program.wires[name] != self.source.wires[step.name]:
+            return None
+        if isinstance(own, S.Threshold | S.LIF):
+            return Place(step, own)
+        wide = self.program.writer(own.inputs[0]) if isinstance(own, S.Slice) else None
+        return Place(step, wide, own.start, own.stop) if isinstance(own, S.Slice) and isinstance(wide, S.Threshold | S.LIF) else None
 
     def missing(self) -> Mapping[str, str]:
-        own = {step.name for step in self.program.spiking}
-        found = self.layers()
-        return {
-            step.name: f"shape {self.program.wires[step.name]} in place of {self.source.wires[step.name]}"
-            if step.name in own
-            else "it has no such layer"
-            for step in self.source.spiking
-            if step.name not in found
-        }
+        found = self.places()
+        return {step.name: self._why(step.name) for step in self.source.spiking if step.name not in found}
+
+    def _why(self, layer: str) -> str:
+        if layer not in self.program.wires:
+            return "it has no such layer"
+        return f"shape {self.program.wires[layer]} where {self.source.wires[layer]} is needed, or no spiking layer"
 
     def observe(self, x: Real, forced: Mapping[str, Real] | None) -> Observation:
-        layers = self.layers()
-        record = [wire for _, step in layers.values() for wire in (step.name, membrane_wire(step))]
-        run = reference.run(self.program, x, dtype=self.dtype, record=record, forced=self._forced(forced))
+        places = self.places()
+        record = {wire for place in places.values() for wire in (place.own.name, membrane_wire(place.own))}
+        run = self._run(x, record, None if forced is None else self._forced(x, forced))
         return Observation(
-            fired={name: run.wires[name] != 0 for name in layers},
-            membranes={name: in_units_of(a.threshold, b.threshold, run.wires[membrane_wire(b)]) for name, (a, b) in layers.items()},
-            outputs=run.outputs,
+            fired={name: place.cut(run.wires[place.own.name]) != 0 for name, place in places.items()},
+            membranes={name: self._membrane(place, run.wires[membrane_wire(place.own)]) for name, place in places.items()},
+            outputs={self.output_names.get(name, name): value for name, value in run.outputs.items()},
         )
 
-    def _forced(self, forced: Mapping[str, Real] | None) -> Mapping[str, Real] | None:
-        """The reference's spikes at the amplitude that this form gives them."""
-        if forced is None:
-            return None
-        return {name: (forced[name] != 0) * b.amplitude for name, (_, b) in self.layers().items()}
+    def _run(self, x: Real, record: Collection[str], forced: Mapping[str, Real] | None) -> reference.Run:
+        return reference.run(self.program, x, dtype=self.dtype, record=record, forced=forced)
+
+    def _membrane(self, place: Place, values: Real) -> Real:
+        theta = place.parameter(place.own.threshold, self.program.wires[place.own.name][-1])
+        return in_units_of(place.source.threshold, theta, place.cut(values))
+
+    def _forced(self, x: Real, forced: Mapping[str, Real]) -> Mapping[str, Real]:
+        """The reference's spikes, at the amplitude that this form gives them; relays keep what they carry, found layer after layer."""
+        ready: dict[str, Real] = {}
+        for name, place in self.places().items():
+            spikes = forced[name] != 0
+            if place.start is not None:
+                values = ready.get(place.own.name)
+                values = self._run(x, [place.own.name], ready).wires[place.own.name].copy() if values is None else values
+                values[..., place.start : place.stop] = spikes * place.parameter(place.own.amplitude, values.shape[-1])
+                ready[place.own.name] = values
+            else:
+                ready[place.own.name] = spikes * place.own.amplitude
+        return ready
 
 
 def in_units_of(source: Real, own: Real, membrane: Real) -> Real:

@@ -1,6 +1,7 @@
 """Exact ties: the one input on which `>` and `>=` differ is not met by chance, so it is made.
 
-The wire in front of each threshold is forced to the threshold itself, in float32, and the answer compared. A neuron with reset gets its threshold as
+The wire in front of each threshold is forced to the threshold itself, in float32, and the answer compared. A neuron with reset gets its
+threshold as
 its first input, from a state of zero.
 """
 
@@ -19,8 +20,9 @@ from spikedeploy.verify.parties import ProgramParty, Real
 
 def tie_findings(party: ProgramParty) -> Iterator[Finding]:
     """A failure per layer that answers an exact tie otherwise than its source."""
-    for name, (source, own) in party.layers().items():
-        here, there = fires_on_tie(party.program, own), fires_on_tie(party.source, source)
+    for name, place in party.places().items():
+        source, own = place.source, place.own
+        here, there = place.cut(fires_on_tie(party.program, own)), fires_on_tie(party.source, source)
         wrong = int((here != there).sum())
         if wrong:
             signs = {True: ">", False: ">="}

@@ -18,10 +18,10 @@ from spikedeploy.verify import judge
 from spikedeploy.verify.bounds import Bounds, bound
 from spikedeploy.verify.certificate import Certificate, Finding, LayerCheck, OutputCheck
 from spikedeploy.verify.extras import extras
-from spikedeploy.verify.inputs import random_input
+from spikedeploy.verify.inputs import lively_input
 from spikedeploy.verify.parties import Party, ProgramParty, Real
 from spikedeploy.verify.rules import Doubt
-from spikedeploy.verify.sides import Sides, artifact_parties, sides_of
+from spikedeploy.verify.sides import Sides, artifact_parties, opened_artifact, sides_of
 from spikedeploy.verify.versions import versions
 
 Progress = Callable[[str], None]
@@ -47,20 +47,23 @@ def verify(
     x        input `(T, B, *shape)`; random (`seed`, `rate`, `steps`, `batch`) when not given
     options  for the conversion of a torch model, as `convert` takes them (`semantics`, `truncation`, ...)
 
-    Every form is run in float32, layer by layer on the float64 reference's spikes, and on its own. Criteria (A) to (D): see `certificate.CRITERIA`.
+    Every form is run in float32, layer by layer on the float64 reference's spikes, and on its own. Criteria (A) to (D): see
+    `certificate.CRITERIA`.
     Raises `BadInput` on a file or an input that cannot be used, `ModelRefused` on a model that cannot be converted; a difference is no
     exception but a certificate whose `passed` is False (`require` raises).
     """
     given = None if x is None else np.asarray(x)
-    sides = sides_of(model, given, dict(options or {}))
+    chosen = dict(options or {})
+    artifact, made_from = opened_artifact(artifact, chosen)
+    sides = sides_of(model, given, chosen, made_from)
+    parties, about = artifact_parties(sides, artifact)
+    parties, about = artifact_parties(sides, artifact)
     if given is None:
-        data = random_input(sides.program, steps, batch, seed, rate)
-        source, used_seed = input_source or f"random input, seed {seed}", seed
+        batch = next((fixed for party in parties if (fixed := getattr(party, "batch", None))), batch)
+        data, source = lively_input(sides.program, steps, batch, seed, rate), f"random input, seed {seed}"
     else:
-        data = np.ascontiguousarray(reference.check_input(sides.program, given), np.float32)
-        source, used_seed = input_source or "given input", None
+        data, source = np.ascontiguousarray(reference.check_input(sides.program, given), np.float32), "given input"
     trial = Trial(sides, data, progress)
-    parties, about = artifact_parties(sides, artifact, dict(options or {}))
     trial.run(parties)
     findings = (*trial.findings, *about.findings, *extras(sides, data, trial.bounds(sides.program, Doubt())))
     return Certificate(
@@ -73,8 +76,8 @@ def verify(
         artifact_sha256=about.sha256,
         steps=data.shape[0],
         batch=data.shape[1],
-        input_source=source,
-        seed=used_seed,
+        input_source=input_source or source,
+        seed=seed if given is None else None,
         versions=versions(),
     )
 

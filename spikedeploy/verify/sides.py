@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,12 @@ from spikedeploy.verify.probes import tie_findings
 
 DEPLOYMENT = ("semantics", "truncation")
 """Options of the conversion that choose another meaning than the one that was trained."""
+DEPLOYMENTS: tuple[Mapping[str, Any], ...] = tuple(
+    {key: value for key, value in (("semantics", semantics), ("truncation", truncation)) if value}
+    for truncation in (None, "drop")
+    for semantics in (None, "recurrence", "snntorch-1.0.0")
+)
+"""All of them: an artifact that was made under one says so by its program's digest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,27 +52,33 @@ class About:
     findings: tuple[Finding, ...] = ()
 
 
-def sides_of(model: Any, x: Real | None, options: dict[str, Any]) -> Sides:
-    """What `model` (path, Program, or torch module) is. Raises `BadInput` for a module without an input to trace it with."""
+def sides_of(model: Any, x: Real | None, options: dict[str, Any], made_from: str | None = None) -> Sides:
+    """What `model` (path, Program, or torch module) is. `made_from` is the digest of the program that the artifact says it was made from.
+
+    Raises `BadInput` for a module without an input to trace it with.
+    """
     if isinstance(model, Program):
         return Sides(model, model)
     if isinstance(model, (str, os.PathLike)):
-        opened = open_artifact(model, "model", "nir", model=options.pop("model", None))
+        opened = open_artifact(model, "model", "nir", model=options.get("model"), dt=options.get("dt"))
         if opened.program is not None:
             return Sides(opened.program, opened.program)
         model = opened.model
-    options.pop("model", None)
-    return _converted(model, x, options)
+    return _converted(model, example_of(model, x), {key: options[key] for key in DEPLOYMENT if key in options}, made_from)
 
 
-def _converted(model: Any, x: Real | None, options: Mapping[str, Any]) -> Sides:
+def _converted(model: Any, example: Any, chosen: Mapping[str, Any], made_from: str | None) -> Sides:
+    """Converted by the chosen options; when there are none, by those under which the model becomes what the artifact was made from."""
     from spikedeploy.conversion import convert
 
-    example = example_of(model, x)
-    program = convert(model, example, **options)
-    chosen = {key: value for key, value in options.items() if key not in DEPLOYMENT}
-    trained = program if len(chosen) == len(options) else convert(model, example, **chosen)
-    return Sides(program, program if trained.digest == program.digest else trained, model)
+    trained = convert(model, example)
+    if trained.digest == made_from and not chosen:
+        return Sides(trained, trained, model)
+    for options in [chosen] if chosen or made_from is None else DEPLOYMENTS:
+        program = convert(model, example, **options)
+        if chosen or program.digest == made_from:
+            return Sides(trained if program.digest == trained.digest else program, trained, model)
+    return Sides(trained, trained, model)
 
 
 def example_of(model: Any, x: Real | None) -> Any:
@@ -88,14 +99,28 @@ def example_of(model: Any, x: Real | None) -> Any:
     return torch.from_numpy(np.array(x, np.int64 if x.dtype.kind in "iu" else np.float32))
 
 
-def artifact_parties(sides: Sides, artifact: Any, options: Mapping[str, Any]) -> tuple[Sequence[Party], About]:
+def opened_artifact(artifact: Any, options: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """The artifact, opened if it is a path; and the digest of the program that it says it was made from."""
+    if isinstance(artifact, (str, os.PathLike)):
+        artifact = open_artifact(artifact, "nir", "onnx", dt=options.get("dt"))
+    runner = artifact.runner if isinstance(artifact, Opened) else artifact
+    program = artifact.program if isinstance(artifact, Opened) else artifact
+    if isinstance(program, Program):
+        return artifact, next((note.removeprefix(MADE_FROM) for note in program.notes if note.startswith(MADE_FROM)), None)
+    return artifact, getattr(getattr(runner, "info", None), "digest", None)
+
+
+MADE_FROM = "made from program "
+"""How the NIR reader notes what the file says of its origin."""
+
+
+def artifact_parties(sides: Sides, artifact: Any) -> tuple[Sequence[Party], About]:
     """The artifact as parties, and what is known of the file."""
     if artifact is None:
         return (), About()
-    if isinstance(artifact, (str, os.PathLike)):
-        opened = open_artifact(artifact, "nir", "onnx", dt=options.get("dt"))
-        parties, findings = PARTIES[opened.kind](sides, opened)
-        return parties, About(Path(artifact).name, opened.sha256, findings)
+    if isinstance(artifact, Opened):
+        parties, findings = PARTIES[artifact.kind](sides, artifact)
+        return parties, About(artifact.path.name, artifact.sha256, findings)
     if isinstance(artifact, Program):
         parties, findings = _program_parties(sides, artifact, "artifact")
         return parties, About(findings=findings)
@@ -107,23 +132,29 @@ def artifact_parties(sides: Sides, artifact: Any, options: Mapping[str, Any]) ->
 
 
 def _program_parties(sides: Sides, program: Program, name: str) -> tuple[Sequence[Party], tuple[Finding, ...]]:
-    from spikedeploy.verify.relay import RelayParty
-
     if program.input_shape != sides.program.input_shape:
         text = f"the artifact takes inputs of shape {program.input_shape}, the model {sides.program.input_shape}"
         raise BadInput(message("artifact", text, "they must be equal", "Is it another model's?"))
-    party = RelayParty(f"{name} (float32)", program, sides.program)
-    renamed = _outputs_renamed(sides.program, party)
-    return (renamed,), (*tie_findings(renamed), *(Finding("note", note) for note in program.notes))
+    party = ProgramParty(f"{name} (float32)", program, sides.program)
+    renamed, findings = _renamed(sides.program, party)
+    return (renamed,), (*findings, *tie_findings(renamed), *(Finding("note", note) for note in program.notes))
 
 
-def _outputs_renamed(source: Program, party: ProgramParty) -> ProgramParty:
-    """Outputs that have the same place in the list but another name are the same (formats have their own names)."""
-    own = [output.name for output in party.program.outputs]
-    wanted = [output.name for output in source.outputs]
-    if own != wanted and len(own) == len(wanted) and not set(own) & set(wanted):
+def _renamed(source: Program, party: ProgramParty) -> tuple[ProgramParty, tuple[Finding, ...]]:
+    """A file that somebody else wrote has names of its own: its outputs and layers are then taken in order, and that is said."""
+    findings = []
+    own, wanted = ([output.name for output in program.outputs] for program in (party.program, source))
+    if len(own) == len(wanted) and not set(own) & set(wanted):
         party.output_names = dict(zip(own, wanted, strict=True))
-    return party
+    ours, theirs = ([step.name for step in program.spiking] for program in (source, party.program))
+    if not party.places() and len(ours) == len(theirs):
+        party.aliases = dict(zip(ours, theirs, strict=True))
+        findings = [
+            Finding(
+                "note", "no layer has the model's name, so layers were taken in order: " + ", ".join(map(" = ".join, party.aliases.items()))
+            )
+        ]
+    return party, tuple(findings)
 
 
 def _open_nir(sides: Sides, opened: Opened) -> tuple[Sequence[Party], tuple[Finding, ...]]:
@@ -134,6 +165,10 @@ def _open_nir(sides: Sides, opened: Opened) -> tuple[Sequence[Party], tuple[Find
 def _open_onnx(sides: Sides, opened: Opened) -> tuple[Sequence[Party], tuple[Finding, ...]]:
     from spikedeploy.verify.onnx_party import OnnxParty, onnx_findings
 
+    if not hasattr(opened.runner, "run_forced"):
+        raise BadInput(
+            message(f"{opened.path}", "it runs whole sequences", "a step cell is verified", "Name the cell that was written with it.")
+        )
     return (OnnxParty(opened.runner, sides.program, opened.path.name),), tuple(onnx_findings(opened.runner, sides.program))
 
 
