@@ -20,24 +20,22 @@
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
 enum { SURROGATE_ZERO, SURROGATE_ATAN, SURROGATE_FAST_SIGMOID, SURROGATE_SIGMOID, SURROGATE_STRAIGHT, SURROGATE_TRIANGULAR, SURROGATE_SIGN };
 
-/* Denormal numbers are a hundred times slower than others on some machines: inside a kernel they count as zero. */
-INLINE unsigned flush_denormals(void) {
+/* Denormal numbers are much slower than others on some machines: inside a kernel they count as zero, but for the membranes of the float neuron,
+   which are torch's to the last bit (gen1_denormal.inc). */
 #if defined(__x86_64__)
+INLINE unsigned denormals(unsigned set) {
     unsigned before = __builtin_ia32_stmxcsr();
-    __builtin_ia32_ldmxcsr(before | 0x8040u);
+    __builtin_ia32_ldmxcsr((before & ~0x8040u) | set);
     return before;
-#else
-    return 0;
-#endif
 }
-
-INLINE void restore_denormals(unsigned before) {
-#if defined(__x86_64__)
-    __builtin_ia32_ldmxcsr(before);
+INLINE unsigned flush_denormals(void) { return denormals(0x8040u); }
+INLINE unsigned keep_denormals(void) { return denormals(0); }
+INLINE void restore_denormals(unsigned before) { __builtin_ia32_ldmxcsr(before); }
 #else
-    (void)before;
+INLINE unsigned flush_denormals(void) { return 0; }
+INLINE unsigned keep_denormals(void) { return 0; }
+INLINE void restore_denormals(unsigned before) { (void)before; }
 #endif
-}
 
 /* Asks for cache lines that are about to be written whole: without it a stream of stores waits for each of them. */
 INLINE void will_write(const void *at, int64_t bytes) {
@@ -122,9 +120,11 @@ INLINE double exp_minus_double(double x) { return exp(-x); }
 #define EXP_MINUS exp_minus_float
 #define FABS fabsf
 #define BELOW below_float
+#define EXACT_DENORMALS
 #include "gen1_kernel.inc"
 #undef NAME
 #undef STATE
+#undef EXACT_DENORMALS
 
 #define NAME(base) base##_float_double
 #define STATE double
@@ -150,7 +150,7 @@ int sd_leaky_forward(const sd_leaky *job) {
     int64_t width = block_lanes(job), blocks = (job->lanes + width - 1) / width;
 #pragma omp parallel for schedule(static) num_threads(threads(job, blocks)) if (threads(job, blocks) > 1)
     for (int64_t b = 0; b < blocks; b++) {
-        unsigned before = flush_denormals();
+        unsigned before = run == forward_float_float ? keep_denormals() : flush_denormals();
         run(job, b * width, b + 1 < blocks ? width : job->lanes - b * width);
         restore_denormals(before);
     }

@@ -9,10 +9,11 @@ EXPORTS: dict[str, str] = {
     "AssociativeLeaky": "associative",
     "DeltaRuleLeaky": "delta",
     "Leaky": "leaky",
-    "LinearLeaky": "leaky",
+    "LinearLeaky": "state_leaky",
     "OverTime": "overtime",
-    "StateLeaky": "leaky",
+    "StateLeaky": "state_leaky",
     "leaky_scan": "scan",
+    "reuse_memory": "allocator",
     "Surrogate": "surrogate",
 }
 """Public name -> module of this package."""

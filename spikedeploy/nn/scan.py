@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikedeploy import native
 from spikedeploy.errors import BadInput, message
 from spikedeploy.nn import scan_native
 from spikedeploy.nn.neuron import METHODS, RESETS, Method, Neuron, Reset
-from spikedeploy.nn.scan_linear import LinearScan
+from spikedeploy.nn.scan_linear import linear_scan
 from spikedeploy.nn.scan_loop import amplify, decay_of, fire, iterate
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 
@@ -44,7 +45,7 @@ def leaky_scan(
         u_t = decay * u_{t-1} + x_t                        "none"
 
     x            `(T, B, ...)`, float32 or float64 (other floats are computed in float32)
-    decay        factor per step, or with `tau=True` the time constant in steps: `decay = exp(-1/tau)`; scalar, `(C,)` or broadcast to `x[0]`
+    decay        factor per step, or with `tau=True` the time constant: `decay = exp(-1/tau)`; scalar, `(C,)` or broadcast to `x[0]`
     threshold    like decay; None for membranes without spikes (reset "none" only)
     reset_delay  False: the reset acts within the step, `u_t -= (H(u_t) - r_t) * threshold` or `* u_t`
     strict       H(v) is `v > 0`, else `v >= 0`
@@ -81,25 +82,24 @@ def scan(
     if x.dtype not in (torch.float32, torch.float64):
         spk, mem, final = scan(x.float(), decay, threshold, graded, initial, neuron, method, batch_chunk)
         return None if spk is None else spk.to(x.dtype), mem.to(x.dtype), final
-    decay, threshold, graded = (_fit(name, p, x) for name, p in (("decay", decay), ("threshold", threshold), ("graded", graded)))
-    assert decay is not None
+    d, threshold, graded = fit("decay", decay, x), _optional("threshold", threshold, x), _optional("graded", graded, x)
     if initial is not None:
         initial = _state(initial, x, neuron)
     route = choose(x, neuron) if method == "auto" else method
     if route == "iterative":
-        spk, mem, last = iterate(x, decay, threshold, graded, initial, neuron)
+        spk, mem, last = iterate(x, d, threshold, graded, initial, neuron)
         return spk, mem, last if neuron.final else None
     if route == "native":
-        return _native(x, decay, threshold, graded, initial, neuron, out)
+        return _native(x, d, threshold, graded, initial, neuron, out)
     if route == "triton":
         from spikedeploy.nn.scan_triton import triton_scan
 
-        return triton_scan(x, decay, threshold, graded, initial, neuron)
-    return _linear(x, decay, threshold, graded, initial, neuron, route, batch_chunk)
+        return triton_scan(x, d, threshold, graded, initial, neuron)
+    return _linear(x, d, threshold, graded, initial, neuron, route, batch_chunk)
 
 
 def choose(x: Tensor, neuron: Neuron) -> Method:
-    """The fastest route where `x` lies: native on the CPU, Triton on a GPU, and without them prefix, or the loop where nothing else applies."""
+    """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix, or the loop if a reset leaves no other."""
     known = isinstance(neuron.surrogate, Surrogate)
     if (neuron.linear or known) and scan_native.admits(x):
         return "native"
@@ -134,15 +134,17 @@ def _check(x: Tensor, threshold: Parameter | None, neuron: Neuron, method: str) 
         )  # fmt: skip
     if method in ("native", "triton") and not isinstance(neuron.surrogate, Surrogate):
         raise BadInput(
-            message("leaky neuron", f"method {method!r} with a reset and a surrogate of your own", "the kernels know the named surrogates only",
+            message("leaky neuron", f"method {method!r} with a reset and a surrogate of your own", "the kernels know named surrogates only",
                     'Use method "iterative", or a name of spikedeploy.nn.surrogate.')
         )  # fmt: skip
 
 
-def _fit(name: str, p: Parameter | None, x: Tensor) -> Tensor | None:
+def _optional(name: str, p: Parameter | None, x: Tensor) -> Tensor | None:
+    return None if p is None else fit(name, p, x)
+
+
+def fit(name: str, p: Parameter, x: Tensor) -> Tensor:
     """A parameter of one value, of one per channel (the last axis), or else expanded to `x[0]`."""
-    if p is None:
-        return None
     if not isinstance(p, Tensor):
         return torch.tensor(p, dtype=x.dtype, device=x.device)
     if p.dtype not in (torch.float32, torch.float64):
@@ -166,14 +168,14 @@ def _native(
     x: Tensor, decay: Tensor, threshold: Tensor | None, graded: Tensor | None, initial: Tensor | None, neuron: Neuron, out: Any
 ) -> Result:
     if not scan_native.admits(x):
-        found = scan_native.native.why_not() or f"an input on {x.device}"
+        found = native.why_not() or f"an input on {x.device}"
         raise BadInput(
             message("leaky neuron, method 'native'", found, "the compiled core and a CPU tensor are needed", 'Use method "auto".')
         )
     if isinstance(neuron.surrogate, Surrogate) or not neuron.spikes:
-        return scan_native.NativeLeaky.apply(x, decay, threshold, graded, initial, neuron, out)
+        return scan_native.native_leaky(x, decay, threshold, graded, initial, neuron, out)
     silent = replace(neuron, spikes=False, surrogate=Surrogate())
-    _, mem, final = scan_native.NativeLeaky.apply(x, decay, None, None, initial, silent, None)
+    _, mem, final = scan_native.native_leaky(x, decay, None, None, initial, silent, None)
     return _spikes(mem, threshold, graded, neuron), mem, final
 
 
@@ -192,9 +194,7 @@ def _linear(
     if d.numel() > 1:
         d = d.repeat(lanes // d.numel())
     start = x.new_zeros(lanes, dtype=torch.float64) if initial is None else initial.double().flatten()
-    mem = LinearScan.apply(
-        x.reshape(len(x), lanes).contiguous(), d, start, route, lanes if chunk is None else chunk * (lanes // x.shape[1])
-    )
+    mem = linear_scan(x.reshape(len(x), lanes).contiguous(), d, start, route, lanes if chunk is None else chunk * (lanes // x.shape[1]))
     mem = mem.view(x.shape)
     final = mem[-1].to(torch.float64 if neuron.wide_state else x.dtype) if neuron.final else None
     return _spikes(mem, threshold, graded, neuron), mem, final

@@ -18,7 +18,7 @@ Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def prefix(x: Tensor, d: Tensor, start: Tensor) -> Tensor:
-    """Chunks of about sqrt(T) steps side by side, in float64: their last values, the carries between them, then all of them from their carry."""
+    """Chunks of about sqrt(T) steps side by side, state in float64: their last values, the carries between, then all from their carry."""
     steps, lanes = x.shape
     length = max(1, isqrt(steps))
     chunks = steps // length
@@ -103,3 +103,6 @@ def _by_lanes(scan: Scan, x: Tensor, d: Tensor, start: Tensor, chunk: int) -> Te
     d = d.expand(lanes)
     parts = [slice(at, at + chunk) for at in range(0, lanes, chunk)]
     return torch.cat([scan(x[:, part].contiguous(), d[part], start[part]) for part in parts], dim=1)
+
+
+linear_scan: Callable[[Tensor, Tensor, Tensor, str, int], Tensor] = LinearScan.apply

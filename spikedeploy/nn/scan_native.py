@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from spikedeploy import native
 from spikedeploy.nn.neuron import RESETS, Neuron
+from spikedeploy.nn.surrogate import Surrogate
+
+SILENT = Surrogate("zero")
 
 
 @cache
@@ -69,6 +73,7 @@ class NativeLeaky(torch.autograd.Function):
         out: tuple[Tensor | None, Tensor] | None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         ffi, lib = native.core()
+        surrogate = neuron.surrogate if isinstance(neuron.surrogate, Surrogate) else SILENT
         seq, stride = rows(x)
         assert seq is not None
         wide = x.dtype == torch.float64
@@ -82,8 +87,8 @@ class NativeLeaky(torch.autograd.Function):
             "sd_leaky *",
             (
                 x.shape[0], mem[0].numel(), wide, wide or neuron.wide_state, RESETS.index(neuron.reset), neuron.reset_delay, neuron.strict,
-                neuron.is_tau, neuron.power, neuron.surrogate.code, torch.get_num_threads(), decay_wide, threshold_wide, graded_wide,
-                decay_period, threshold_period, graded_period, decay_at, threshold_at, graded_at, neuron.surrogate.k,
+                neuron.is_tau, neuron.power, surrogate.code, torch.get_num_threads(), decay_wide, threshold_wide, graded_wide,
+                decay_period, threshold_period, graded_period, decay_at, threshold_at, graded_at, surrogate.k,
                 stride, seq.data_ptr(), _address(initial), mem.data_ptr(), _address(spk), _address(final),
             ),
         )  # fmt: skip
@@ -122,3 +127,6 @@ class NativeLeaky(torch.autograd.Function):
         if lib.sd_leaky_backward(job):
             raise MemoryError("no memory for the parameter gradients of a leaky neuron")
         return (*result, None, None)
+
+
+native_leaky: Callable[..., tuple[Tensor | None, Tensor, Tensor | None]] = NativeLeaky.apply

@@ -69,7 +69,7 @@ class Surrogate:
         return SLOPE[self.kind](u, self.k)
 
     def __call__(self, u: Tensor, strict: bool = True) -> Tensor:
-        return _Step.apply(u, self, strict)
+        return step(u, self, strict)
 
 
 def _sigmoid_slope(u: Tensor, k: float) -> Tensor:
@@ -99,6 +99,10 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (u,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.slope(u), None, None
+
+
+step: Callable[[Tensor, Surrogate, bool], Tensor] = _Step.apply
+"""`(u, surrogate, strict) -> H(u)`, differentiable."""
 
 
 def _closure(function: Any) -> dict[str, Any]:
