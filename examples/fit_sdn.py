@@ -105,7 +105,7 @@ def fit(tau: float, steps: int, batch: int, seed: int, ramp: float, rate: float)
         schedule.step()
         if step % 500 == 0 or step == steps - 1:
             row = {"step": step, "seconds": round(time.perf_counter() - begin, 1)}
-            row |= {f"disagree_sigma_{s:.3g}": float(v.detach()) for s, v in zip(SIGMAS, losses, strict=True)}
+            row |= {f"disagree_sigma_{s:.3g}": float(f"{float(v.detach()):.4g}") for s, v in zip(SIGMAS, losses, strict=True)}
             log.append(row)
             print(json.dumps(row), flush=True)
     return {name: value.detach() for name, value in p.items()}, log
@@ -149,7 +149,8 @@ def main() -> None:
         "arguments": {k: str(v.name) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "spike_agreement_by_sigma": measured,
     }
-    args.out.with_suffix(".log.json").write_text(json.dumps({**result, "log": log}, indent=1) + "\n")
+    rows = ",\n".join(json.dumps(row) for row in log)
+    args.out.with_suffix(".log.json").write_text(json.dumps(result, indent=1)[:-2] + f',\n "log": [\n{rows}\n]}}\n')
     print(json.dumps(result))
 
 

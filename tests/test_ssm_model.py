@@ -260,3 +260,18 @@ def test_an_exact_model_has_no_surrogate_to_report() -> None:
 def test_arguments_out_of_range(make: object, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()  # type: ignore[operator]
+
+
+def test_verify_passes_a_surrogate_model_and_says_what_the_surrogate_costs() -> None:
+    from spikedeploy.verify import verify
+
+    torch.manual_seed(6)
+    model = SpikingSSM(1, 3, features=16, states=8, layers=2, reset="surrogate").eval()
+    x = np.random.default_rng(1).normal(size=(150, 3, 1)).astype(np.float32)
+    certificate = verify(model, x=x)
+    assert certificate.passed, str(certificate)
+    told = [str(finding.text) for finding in certificate.findings if "surrogate" in finding.text]
+    assert len(told) == 3
+    assert "moves the output" in told[0]
+    assert all("conversion keeps 100" in text for text in told[1:])
+    assert all(block.neuron.sdn is not None for block in model.blocks), "looking must not change the model"

@@ -51,6 +51,33 @@ class SurrogateFinding:
         return f"layer '{self.layer}': " + "; ".join(parts)
 
 
+@contextmanager
+def exact_neurons(model: nn.Module) -> Iterator[nn.Module]:
+    """The model with every surrogate network set aside: its neurons reset exactly, as the deployed ones do."""
+    kept = [(neuron, neuron.sdn) for neuron in model.modules() if isinstance(neuron, SpikingLIF)]
+    try:
+        for neuron, _ in kept:
+            neuron.sdn = None
+        yield model
+    finally:
+        for neuron, network in kept:
+            neuron.sdn = network
+
+
+@torch.no_grad()
+def surrogate_in_output(model: nn.Module, x: Tensor) -> float | None:
+    """How far the surrogate network moves the model's first output: the largest difference between the model as it was trained and with its
+    true neurons; None where it has no surrogate."""
+    if not any(isinstance(m, SpikingLIF) and m.sdn is not None for m in model.modules()):
+        return None
+    with _watched(model):
+        trained = model(x)
+        with exact_neurons(model):
+            deployed = model(x)
+    first = [y[0] if isinstance(y, (tuple, list)) else y for y in (trained, deployed)]
+    return float((first[0] - first[1]).abs().max())
+
+
 @torch.no_grad()
 def surrogate_findings(model: nn.Module, x: Tensor) -> list[SurrogateFinding]:
     """Run `model` on `x` as it was trained, and look at every `SpikingLIF` in it, in the order of its modules.

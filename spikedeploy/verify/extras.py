@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import numpy as np
 
@@ -84,5 +85,24 @@ def chosen_change(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
         )
 
 
-EXTRAS: tuple[Extra, ...] = (two_semantics, chosen_change)
+def surrogate(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
+    """SpikingSSM: what the conversion costs (convolution against recurrence), and apart from that what the surrogate of training did."""
+    if sides.model is None or not any(isinstance(step, S.DiagonalSSM) for step in sides.program.steps):
+        return
+    import torch
+
+    from spikedeploy.nn.ssm_findings import surrogate_findings, surrogate_in_output
+
+    given = torch.from_numpy(np.array(x, np.int64 if sides.program.input_kind == "index" else np.float32))
+    moved = surrogate_in_output(sides.model, given)
+    if moved:
+        yield Finding(
+            "warn", f"the surrogate of training moves the output by up to {moved:.3g} from that of the true neurons", {"largest": moved}
+        )
+    for found in surrogate_findings(sides.model, given):
+        differs = found.surrogate is not None and (found.surrogate < 1 or found.outside > 0)
+        yield Finding("warn" if differs else "note", str(found), asdict(found))
+
+
+EXTRAS: tuple[Extra, ...] = (two_semantics, chosen_change, surrogate)
 """What is asked of every model."""

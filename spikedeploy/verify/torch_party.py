@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedeploy.nn.ssm_findings import exact_neurons
 from spikedeploy.program import Program
 from spikedeploy.verify.parties import Observation, Real
 from spikedeploy.verify.rules import Doubt
@@ -19,11 +20,11 @@ LONE = "layer"
 
 
 class TorchParty:
-    """The trained model as it was trained: whole sequences at once, in float32."""
+    """The trained model as it was trained: whole sequences at once, in float32. A surrogate of the reset is set aside: see `extras.surrogate`."""
 
     def __init__(self, model: nn.Module, source: Program, name: str = "parallel (torch, float32)") -> None:
         self.model, self.source, self.name = model.eval(), source, name
-        self.doubt = Doubt(functions=8, parallel=True)
+        self.doubt = Doubt(parameters=2, functions=8, parallel=True)
         modules = dict(model.named_modules())
         if LONE not in modules:
             modules[LONE] = model
@@ -34,7 +35,7 @@ class TorchParty:
 
     def observe(self, x: Real, forced: Mapping[str, Real] | None) -> Observation:
         taps = {name: _Tap(self.source.wires[name], x.shape[1], None if forced is None else forced[name]) for name in self.modules}
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), exact_neurons(self.model), ExitStack() as stack:
             for name, module in self.modules.items():
                 stack.enter_context(_tapped(module, taps[name]))
             outputs = self.model(self._tensor(x))
@@ -99,9 +100,12 @@ class _Tap:
 
 @contextmanager
 def _tapped(module: nn.Module, tap: _Tap) -> Iterator[None]:
-    inside = hasattr(module, "to_alpha")
-    with _tapped_fire(module, tap) if inside else _tapped_output(module, tap):
+    with TAPS.get(_family(module), _tapped_output)(module, tap):
         yield
+
+
+def _family(module: nn.Module) -> str:
+    return "memory" if hasattr(module, "to_alpha") else "surrogate" if getattr(module, "sdn", None) is not None else ""
 
 
 @contextmanager
@@ -138,3 +142,20 @@ def _tapped_fire(module: nn.Module, tap: _Tap) -> Iterator[None]:
         del module.__dict__["fire"]
         if method is not None:
             module.__dict__["method"] = method
+
+
+@contextmanager
+def _tapped_exact(module: nn.Module, tap: _Tap) -> Iterator[None]:
+    """A neuron trained through a surrogate network is judged with its true reset: what the surrogate costs is another question, asked apart."""
+    surrogate = module._modules.pop("sdn")
+    module.__dict__["sdn"] = None
+    try:
+        with _tapped_output(module, tap):
+            yield
+    finally:
+        del module.__dict__["sdn"]
+        module._modules["sdn"] = surrogate
+
+
+TAPS: Mapping[str, Callable[[nn.Module, _Tap], AbstractContextManager[None]]] = {"memory": _tapped_fire, "surrogate": _tapped_exact}
+"""Families that need another tap than the neuron's output."""
