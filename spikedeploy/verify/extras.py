@@ -96,9 +96,8 @@ def surrogate(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
     given = torch.from_numpy(np.array(x, np.int64 if sides.program.input_kind == "index" else np.float32))
     moved = surrogate_in_output(sides.model, given)
     if moved:
-        yield Finding(
-            "warn", f"the surrogate of training moves the output by up to {moved:.3g} from that of the true neurons", {"largest": moved}
-        )
+        text = f"the surrogate of training moves the output by up to {moved:.3g} from that of the true neurons"
+        yield Finding("warn", text, {"largest": moved})
     for found in surrogate_findings(sides.model, given):
         differs = found.surrogate is not None and (found.surrogate < 1 or found.outside > 0)
         yield Finding("warn" if differs else "note", str(found), asdict(found))

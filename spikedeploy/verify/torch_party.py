@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikedeploy.nn.ssm_findings import exact_neurons
 from spikedeploy.program import Program
 from spikedeploy.verify.parties import Observation, Real
 from spikedeploy.verify.rules import Doubt
@@ -20,7 +19,7 @@ LONE = "layer"
 
 
 class TorchParty:
-    """The trained model as it was trained: whole sequences at once, in float32. A surrogate of the reset is set aside: see `extras.surrogate`."""
+    """The trained model as it was trained: whole sequences at once, in float32."""
 
     def __init__(self, model: nn.Module, source: Program, name: str = "parallel (torch, float32)") -> None:
         self.model, self.source, self.name = model.eval(), source, name
@@ -35,7 +34,7 @@ class TorchParty:
 
     def observe(self, x: Real, forced: Mapping[str, Real] | None) -> Observation:
         taps = {name: _Tap(self.source.wires[name], x.shape[1], None if forced is None else forced[name]) for name in self.modules}
-        with torch.no_grad(), exact_neurons(self.model), ExitStack() as stack:
+        with torch.no_grad(), ExitStack() as stack:
             for name, module in self.modules.items():
                 stack.enter_context(_tapped(module, taps[name]))
             outputs = self.model(self._tensor(x))
