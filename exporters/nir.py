@@ -15,9 +15,9 @@ from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, ModelRefused, message
 from spikedeploy.exporters.atomic import write_bytes
 from spikedeploy.exporters.nir_build import Builder, start
-from spikedeploy.exporters.nir_check import check
+from spikedeploy.exporters.nir_check import check, spikes_apart
 from spikedeploy.exporters.nir_file import to_bytes
-from spikedeploy.exporters.nir_maps import STEPS
+from spikedeploy.exporters.nir_maps import STEPS, WORDS
 from spikedeploy.exporters.nir_profiles import PROFILES, Discretisation, Profile
 from spikedeploy.exporters.nir_relay import Parts, branches, in_line
 from spikedeploy.program import Output, Program
@@ -38,12 +38,21 @@ def export(program: Program, *, profile: str = "generic", dt: float | None = Non
     """
     row, dt, cut = _options(profile, dt, discretisation)
     program = _live(program)
+    _supported(program, row)
     build = start(*_in_line(program, row), row, dt, cut)
     outputs = _fill(build)
     data = to_bytes(build, outputs, program.digest)
-    if row.exact:
-        check(program, from_bytes(data), build.parts, left_out={o.name for o in program.outputs} - {o.name for o in outputs})
+    if not row.exact:
+        build.notes.append(_how_far(program, from_bytes(data)))
+        return to_bytes(build, outputs, program.digest)
+    check(program, from_bytes(data), build.parts, left_out={o.name for o in program.outputs} - {o.name for o in outputs})
     return data
+
+
+def _how_far(program: Program, artifact: Program) -> str:
+    """What a profile that changes the model does to its spikes, on random input."""
+    wrong, chances = spikes_apart(program, artifact)
+    return f"NOT the same model: its neurons reset when they fire; {wrong} of {chances} spikes and silences differ on random input"
 
 
 def write(
@@ -65,6 +74,10 @@ def _options(profile: str, dt: float | None, discretisation: Discretisation | No
     dt = row.dt if dt is None else float(dt)
     if not 0 < dt < float("inf"):
         raise BadInput(message("option dt", f"it is {dt}", "a time step above zero is needed"))
+    if row.fixed_dt and dt != row.dt:
+        raise BadInput(
+            message("option dt", f"it is {dt}", f"the reader of profile '{profile}' always takes {row.dt}", "Leave the option out.")
+        )
     cut = discretisation or row.discretisation
     if cut not in ("euler", "exact"):
         raise BadInput(message("option discretisation", f"it is '{cut}'", "euler or exact is needed"))
@@ -109,17 +122,27 @@ def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
         return program, {}
 
 
+def _supported(program: Program, profile: Profile) -> None:
+    """Refuses what no node can say, before anything else is looked at."""
+    if program.input_kind != "float":
+        raise ModelRefused(message("model", "its input is token numbers", "NIR carries signals", "Use --target onnx."))
+    for index, step in enumerate(program.steps):
+        kind, where = type(step), program.where(index)
+        if kind not in STEPS:
+            said = f"NIR has no node for {WORDS.get(kind, kind.__name__)}"
+            raise ModelRefused(message(where, said, "linear maps, sums, delays and leaky neurons can be written", "Use --target onnx."))
+        if kind is S.Delay and "Delay" not in profile.nodes:
+            said = f"it needs a delay line, and the reader of profile '{profile.name}' has no Delay node"
+            raise ModelRefused(
+                message(where, said, "another form", "Use --profile generic or spec, or train without kernel_truncation_steps.")
+            )
+
+
 def _fill(build: Builder) -> tuple[Output, ...]:
     """All steps as nodes; returns the readout."""
-    if build.program.input_kind != "float":
-        raise ModelRefused(message("model", "its input are token numbers", "NIR carries signals", "Use --target onnx."))
     for index, step in enumerate(build.program.steps):
         build.where = build.program.where(index)
-        rule = STEPS.get(type(step))
-        if rule is None:
-            kinds = ", ".join(kind.__name__ for kind in STEPS)
-            raise build.refuse(f"NIR has no node for {type(step).__name__}", f"{kinds} can be written", "Use --target onnx.")
-        rule(build, step)
+        STEPS[type(step)](build, step)
     return _finish(build)
 
 
@@ -131,7 +154,7 @@ def _finish(build: Builder) -> tuple[Output, ...]:
     found: list[Output] = []
     ends: dict[str, str] = {}
     for output in build.program.outputs:
-        if output.wire in build.wires:
+        if output.wire in build.wires and not (ends and _inner(build, output)):
             ends[output.wire] = ends.get(output.wire) or _end(build, output, len(ends))
             found.append(Output(output.name, ends[output.wire], output.reduce))
         elif _membrane_shown(build, output):
@@ -145,11 +168,18 @@ def _finish(build: Builder) -> tuple[Output, ...]:
     return tuple(found)
 
 
+def _inner(build: Builder, output: Output) -> bool:
+    """A membrane beside the spikes, for a reader with one output: it stays inside, and the readout names its node."""
+    return not build.profile.many_outputs and isinstance(build.program.writer(output.wire), S.Integrator)
+
+
 def _end(build: Builder, output: Output, count: int) -> str:
     """An Output node on the wire; returns the name under which the wire is read back."""
     build.where = f"output '{output.name}'"
     if count and not build.profile.many_outputs:
         raise build.refuse("it is a second output", f"the reader of profile '{build.profile.name}' has one", "Use --profile generic.")
+    if isinstance(build.program.writer(output.wire), S.Integrator) and build.profile.form == "cuba":
+        build.notes.append(f"output '{output.name}' is a membrane (LI node): norse ignores such nodes silently, snnTorch refuses them")
     wire = build.plain(output.wire)
     if len(wire.nodes) > 1 or wire.nodes[0] == "input":  # readers do not add in front of an output
         wire = build.scaled(f"{output.wire}", wire, np.ones(wire.shape), "out")

@@ -21,15 +21,15 @@ from spikedeploy.steps import Array, Shape, Step
 
 RESERVED = frozenset(
     """
-    add_module add_submodule apply bfloat16 buffers call_super_init children clear code compile cpu cuda delete_all_unused_submodules
-    delete_submodule double dump_patches edges eval execution_order extra_repr float forward get_buffer get_execution_order
-    get_extra_state get_input_nodes get_parameter get_submodule graph half input instantiate_modules ipu items keys load_state_dict
-    metadata modules mtia named_buffers named_children named_modules named_parameters nodes output parameters pop print_readable
-    recompile register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
-    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
-    register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ return_state set_extra_state
-    set_submodule share_memory state state_dict stateful_modules to to_empty train training type type_check update values xpu
-    zero_grad
+    T_destination add_module add_submodule apply bfloat16 buffers call_super_init children clear code compile cpu cuda
+    delete_all_unused_submodules delete_submodule double dump_patches edges eval execution_order extra_repr float forward get_buffer
+    get_execution_order get_extra_state get_input_nodes get_parameter get_submodule graph half input instantiate_modules ipu items
+    keys load_state_dict meta metadata modules mtia named_buffers named_children named_modules named_parameters nodes output
+    parameters pop print_readable recompile register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ return_state
+    set_extra_state set_submodule shape_env share_memory state state_dict stateful_modules to to_empty to_folder train training type
+    type_check update values xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """Names that torch modules, torch.fx and the NIR libraries use themselves: a node of that name breaks the reader."""

@@ -86,3 +86,11 @@ def check(program: Program, artifact: Program, parts: Parts, left_out: Collectio
     if wrong:
         wire, count = next(iter(wrong.items()))
         raise NotEquivalent(message(f"NIR graph: layer '{wire}'", f"{count} spikes differ from the program's", "nothing was written"))
+
+
+def spikes_apart(program: Program, artifact: Program) -> tuple[int, int]:
+    """How many decisions of all layers differ end to end, and of how many, on the sample: for forms that change the model."""
+    x, names = sample(program), [step.name for step in program.spiking]
+    want, got = (run(form, x, record=names) for form in (program, artifact))
+    wrong = [np.count_nonzero((want.wires[name] != 0) != (got.wires[name] != 0)) for name in names]
+    return int(sum(wrong)), sum(want.decisions.values())

@@ -23,8 +23,13 @@ def put_affine(build: Builder, step: S.Affine) -> None:
     build.put(step, "Affine", source, weight=weight, bias=bias)
 
 
+_ELSE = "Use --profile generic."
+
+
 def put_conv2d(build: Builder, step: S.Conv2d) -> None:
     source = build.wires[step.inputs[0]]
+    if build.profile.channels_last and step.dilation != (1, 1):
+        raise build.refuse(f"a dilation of {step.dilation}", f"the reader of profile '{build.profile.name}' ignores it", _ELSE)
     weight = dense_groups(step)
     if source.factor is not None:
         channel = per_channel(source.factor, (source.shape[0], 1, 1))
@@ -100,7 +105,7 @@ def put_pool(build: Builder, step: S.SumPool2d) -> None:
     mean = mean_of(build, step)
     pool = {"kernel_size": np.array(step.kernel), "stride": np.array(step.stride), "padding": np.array(step.padding)}
     if any(step.padding) and not build.profile.padded_pool:
-        raise build.refuse("a pool with padding", f"the reader of profile '{build.profile.name}' ignores it", "Use --profile generic.")
+        raise build.refuse("a pool with padding", f"the reader of profile '{build.profile.name}' ignores it", _ELSE)
     if "SumPool2d" in build.profile.nodes and not ("AvgPool2d" in build.profile.nodes and (any(step.padding) or build.profile.mean_pool)):
         build.put(step, "SumPool2d", source, factor, **pool)
         return
@@ -134,6 +139,8 @@ def put_reshape(build: Builder, step: S.Reshape) -> None:
         return
     if len(step.shape) != 1:
         raise build.refuse(f"{source.shape} becomes {step.shape}", "NIR can only flatten to a vector", "Use --target onnx.")
+    if build.profile.channels_last and len(source.shape) == 3 and source.shape[0] > 1 and source.shape[1] * source.shape[2] > 1:
+        raise build.refuse(f"it flattens {source.shape}", f"the reader of profile '{build.profile.name}' does so channels-last", _ELSE)
     factor = None if source.factor is None else np.broadcast_to(source.factor, source.shape).reshape(-1)
     # counted from the end: readers that hold a batch axis in front flatten the same axes
     build.put(step, "Flatten", source, factor, shape=np.array(source.shape), start_dim=-len(source.shape), end_dim=-1)
@@ -172,3 +179,19 @@ STEPS: Mapping[type[Step], Callable[..., None]] = {
     S.LIF: put_lif,
 }
 """Per step kind: how it enters the graph. A kind that is not here has no NIR node."""
+
+WORDS: Mapping[type[Step], str] = {
+    S.Nearest: "state_quant (a membrane rounded to levels)",
+    S.MatrixMemory: "a matrix-valued memory",
+    S.DeltaMemory: "a delta-rule memory",
+    S.DiagonalSSM: "a complex state-space layer",
+    S.Activation: "an activation function",
+    S.LayerNorm: "LayerNorm",
+    S.L2Normalize: "a normalisation",
+    S.Embedding: "an embedding",
+    S.TopK: "a top-k selection",
+    S.Slice: "a slice of a wire",
+    S.Mul: "a product of two wires",
+    S.MatMul: "a product of two wires",
+}
+"""What a refusal calls the kinds that have no row above."""

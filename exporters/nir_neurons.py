@@ -8,6 +8,8 @@ from spikedeploy import steps as S
 from spikedeploy.exporters.nir_build import Builder, Wire
 from spikedeploy.steps import Array, Shape
 
+_SPEC = "Use --profile generic or spec."
+
 
 def time_constant(build: Builder, decay: Array) -> tuple[Array, Array]:
     """tau with the given decay over one step, and r = 1/(1-d): the gain that undoes `tau v' = -v + r x`.
@@ -59,8 +61,24 @@ def cuba(
     return build.add(name, "CubaLIF", source.nodes, **{key: full(value, shape) for key, value in values.items()})
 
 
+def grouped(build: Builder, name: str, source: Wire, shape: Shape, decay: Array, theta: Array) -> str:
+    """One CubaLIF for each decay: 0/1 matrices pick its neurons from the current and put their spikes back in place; all exact."""
+    if len(shape) != 1:
+        raise build.refuse("decays that differ", f"profile '{build.profile.name}' takes one per layer of shape {shape}", _SPEC)
+    decay, places, eye = full(decay, shape), [], np.eye(shape[0])
+    for k, value in enumerate(np.unique(decay)):
+        rows = np.flatnonzero(decay == value)
+        pick = build.add(f"{name}.pick{k}", "Affine", source.nodes, weight=eye[rows], bias=np.zeros(len(rows)))
+        picked = Wire((pick,), (len(rows),))
+        node = cuba(build, f"{name}.group{k}", picked, (len(rows),), syn=np.array(value), mem=np.array(0.0), theta=theta.reshape(-1)[:1])
+        places.append(build.add(f"{name}.place{k}", "Affine", [node], weight=eye[:, rows], bias=np.zeros(shape)))
+    return build.add(name, "Affine", places, weight=eye, bias=np.zeros(shape))
+
+
 def leaky(build: Builder, name: str, source: Wire, shape: Shape, decay: Array) -> str:
-    """LI with unit gain: v_t = d v_{t-1} + x_t."""
+    """LI with unit gain: v_t = d v_{t-1} + x_t; without leak it is NIR's I, v' = r x."""
+    if np.all(decay == 1) and "I" in build.profile.nodes:
+        return build.add(name, "I", source.nodes, r=np.full(shape, 1 / build.dt))
     tau, r = time_constant(build, decay)
     return build.add(name, "LI", source.nodes, tau=full(tau, shape), r=full(r, shape), v_leak=np.zeros(shape))
 
@@ -82,6 +100,8 @@ def membrane_needed(build: Builder, step: S.Integrator) -> bool:
 
 def put_integrator(build: Builder, step: S.Integrator) -> None:
     """A membrane: a node of its own in the LI form or where more than its threshold needs it; else the threshold brings it."""
+    if build.profile.channels_last and membrane_needed(build, step):
+        raise build.refuse("a membrane that leaves the neuron", f"the reader of profile '{build.profile.name}' knows spikes only", _SPEC)
     if build.profile.form == "li-threshold" or membrane_needed(build, step):
         source, shape = build.plain(step.inputs[0]), build.program.wires[step.name]
         name = leaky(build, step.name, source, shape, step.decay)
@@ -108,8 +128,10 @@ def put_threshold(build: Builder, step: S.Threshold) -> None:
     source, folded = one_threshold(build, name, source, theta)
     if folded is not theta:
         build.rescaled.add(step.inputs[0])
-    theta = folded
-    _spikes(build, step, cuba(build, step.name, source, shape, syn=decay, mem=np.array(0.0), theta=theta), shape)
+    if build.profile.one_decay and len(np.unique(decay)) > 1:
+        _spikes(build, step, grouped(build, step.name, source, shape, decay, folded), shape)
+    else:
+        _spikes(build, step, cuba(build, step.name, source, shape, syn=decay, mem=np.array(0.0), theta=folded), shape)
 
 
 def _spikes(build: Builder, step: S.Threshold | S.LIF, node: str, shape: Shape) -> None:
@@ -133,6 +155,8 @@ def put_lif(build: Builder, step: S.LIF) -> None:
         raise build.refuse(f"a reset to {to.ravel()[0]}", f"profile '{build.profile.name}' resets to 0", "Use --profile spec.")
     if f"{step.name}.mem" in {name for other in build.program.steps for name in other.inputs}:
         raise build.refuse("another layer reads its membrane", "NIR's neurons put out spikes only", "Use --target onnx.")
+    if build.profile.one_decay and len(np.unique(step.decay)) > 1:
+        raise build.refuse("decays that differ, with a reset", f"profile '{build.profile.name}' takes one per layer", _SPEC)
     shape = build.program.wires[step.name]
     source, theta = one_threshold(build, step.inputs[0], build.plain(step.inputs[0]), theta)
     _spikes(build, step, lif(build, step.name, source, shape, step.decay, theta, to), shape)

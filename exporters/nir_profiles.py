@@ -29,9 +29,12 @@ class Profile:
     fan_in           `sum`: the reader adds where edges meet; `relay`: it does not, so skipped spikes are carried by relay neurons;
                      `relay-or-sum`: relays where they are possible, for readers of both kinds
     one_threshold    the reader takes one threshold per layer: weights are divided by theta, and the threshold becomes 1
+    one_decay        the reader takes one decay per node: neurons are grouped by decay and put back in place
     padded_pool      the reader honours the padding of pools
     mean_pool        a mean over windows is written as AvgPool2d; else as SumPool2d, which more readers have, with 1/area in the weights
     many_outputs     the reader can have more than one Output node
+    channels_last    the reader flattens (H, W, C), NIR (C, H, W): a flatten that would mix them is refused
+    fixed_dt         the reader knows no other time step
     exact            the graph computes what the program computes
     """
 
@@ -42,9 +45,12 @@ class Profile:
     nodes: frozenset[str] = ALL
     fan_in: FanIn = "sum"
     one_threshold: bool = False
+    one_decay: bool = False
     padded_pool: bool = True
     mean_pool: bool = False
     many_outputs: bool = False
+    channels_last: bool = False
+    fixed_dt: bool = False
     discretisation: Discretisation = "euler"
     units: str = "s"
     exact: bool = True
@@ -53,21 +59,29 @@ class Profile:
 _ROWS = (
     Profile(
         "generic",
-        "CubaLIF with a membrane of one step and one threshold per layer: what most readers run (norse, snnTorch, spikingjelly, lava)",
+        "CubaLIF with a membrane of one step and one threshold per layer: what most readers run",
         1e-4,
         one_threshold=True,
         many_outputs=True,
         fan_in="relay-or-sum",
     ),
     Profile(
-        "spec", "LI -> Threshold, what NIR's equations say without any reset", 1e-4, form="li-threshold", mean_pool=True, many_outputs=True
+        "spec",
+        "LI -> Threshold, what NIR's equations say without any reset",
+        1e-4,
+        form="li-threshold",
+        mean_pool=True,
+        many_outputs=True,
     ),
     Profile(
         "spyx",
-        "LI -> Threshold, for spyx.nir.from_nir(graph, x, dt=...)",
+        "LI -> Threshold, for spyx.nir.from_nir(graph, x, dt=...); inputs and maps channels-last there",
         1e-4,
         form="li-threshold",
         nodes=MAPS | {"LI", "Threshold", "SumPool2d"},
+        fan_in="relay",
+        padded_pool=False,
+        channels_last=True,
     ),
     Profile(
         "norse",
@@ -79,10 +93,21 @@ _ROWS = (
     ),
     Profile(
         "snntorch",
-        "CubaLIF, for snntorch.import_nir.import_from_nir(graph)",
+        "CubaLIF, for snntorch.import_nir.import_from_nir(graph); its time step is always 1e-4",
         1e-4,
         nodes=MAPS | {"CubaLIF", "AvgPool2d"},
         one_threshold=True,
+        mean_pool=True,
+        fixed_dt=True,
+    ),
+    Profile(
+        "spikingjelly",
+        "CubaLIF with one decay per node, for import_from_nir(graph, dt=..., dtype=torch.float64)",
+        1e-4,
+        nodes=MAPS | {"CubaLIF", "AvgPool2d"},
+        one_threshold=True,
+        one_decay=True,
+        mean_pool=True,
     ),
     Profile(
         "lif",

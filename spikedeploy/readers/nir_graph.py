@@ -24,11 +24,12 @@ from spikedeploy.steps import Shape, Step
 DEFAULT_DT = 1e-4
 """What a file without metadata is read with unless told: snnTorch, spikingjelly and lava write with this one."""
 _GATES = ("Input", "Output")
+_RANK = {"Affine": 1, "Linear": 1, "Conv2d": 3, "SumPool2d": 3, "AvgPool2d": 3}
 
 
 def program_of(graph: Graph, dt: float | None = None, discretisation: Discretisation | None = None) -> Program:
     """The program that the graph computes at time steps of `dt`. Raises `BadInput` naming the node that cannot be read."""
-    notes: list[str] = []
+    notes = [f"made from program {made}"] if isinstance(made := graph.metadata.get("program"), str) else []
     dt, discretisation = _time(graph, dt, discretisation, notes)
     nodes, edges = _flat(graph)
     build = _Build(nodes, edges, dt, discretisation, notes, _names(graph, nodes), _parts(graph))
@@ -174,7 +175,7 @@ class _Build:
     def add(self, name: str) -> None:
         node = self.nodes[name]
         if name in self.inputs:
-            self.wire[name], self.shapes[INPUT] = INPUT, _shape(name, node)
+            self.wire[name], self.shapes[INPUT] = INPUT, self.batch_dropped(name, _shape(name, node))
             return
         if not self.sources[name]:
             raise BadInput(message(f"node '{name}' ({node.kind})", "nothing flows into it", "every node but the Input needs an edge"))
@@ -199,6 +200,14 @@ class _Build:
             for suffix in ("", ".mem"):
                 if f"{site.name}{suffix}" in self.shapes and f"{wire}{suffix}" not in self.shapes:
                     self.extend([S.Slice(f"{wire}{suffix}", (f"{site.name}{suffix}",), start, stop)], site.where)
+
+    def batch_dropped(self, name: str, shape: Shape) -> Shape:
+        """Some writers keep a batch axis of one in front of the input; its readers tell."""
+        ranks = {_RANK.get(self.nodes[b].kind) for a, b in self.edges if a == name}
+        if len(shape) > 1 and shape[0] == 1 and ranks == {len(shape) - 1}:
+            self.notes.append(f"node '{name}' (Input): the first axis of {shape} was read as a batch axis")
+            return shape[1:]
+        return shape
 
     def gather(self, name: str) -> str:
         """The wire into a node: where several edges meet, NIR adds."""

@@ -14,16 +14,19 @@ from spikedeploy.errors import BadInput, message
 
 MEMORY = 6 << 30
 """Address space of the child, bytes. It bounds a flood; the budget of the guard (1 GiB) refuses long before."""
-SECONDS = 60
+SECONDS = 10
+"""Processor time for a small file; large ones get a second more per 10 MB."""
 GOOD, REFUSED = b"ok\n", b"no\n"
 
 
 def run(module: str, data: bytes, *arguments: str, where: str, seconds: float = SECONDS, memory: int = MEMORY) -> bytes:
-    """`python -m module arguments` on `data`; returns what it answers after `ok`.
+    """`python -P -m module SECONDS MEMORY arguments` on `data`; returns what it answers after `ok`. (-P: nothing is imported from
+    the current directory, which may be where the hostile file came from.)
 
     Raises `BadInput` with the child's own words after `no`, and in ours when it crashes, hangs or answers anything else.
     """
-    command = [sys.executable, "-m", module, str(int(seconds)), str(memory), *arguments]
+    seconds += len(data) / 1e7
+    command = [sys.executable, "-P", "-m", module, str(int(seconds)), str(memory), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PATH": "/nonexistent"}
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=seconds + 5, env=environment, check=False)
@@ -40,7 +43,7 @@ def run(module: str, data: bytes, *arguments: str, where: str, seconds: float = 
 
 
 def limit(seconds: int, memory: int) -> None:
-    """In the child: no more than this much processor time and memory, no core dump, no growing files, no children."""
+    """In the child: no more than this much processor time and memory, no core dump, no written files."""
     import resource
 
     for kind, value in (
