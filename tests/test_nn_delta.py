@@ -1,0 +1,202 @@
+"""DeltaRuleLeaky (Gen3): every route against the reference loop (values) and against autograd through a float64 loop (gradients)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikedeploy import native
+from spikedeploy import steps as S
+from spikedeploy.errors import BadInput
+from spikedeploy.nn import DeltaRuleLeaky
+from spikedeploy.nn.surrogate import Surrogate
+from spikedeploy.program import Output, Program
+from spikedeploy.runtime import reference
+
+METHODS = ("iterative", "associative", *(("native",) if native.available() else ()))
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def affine(name: str, layer: torch.nn.Linear) -> S.Affine:
+    return S.Affine(name, ("input",), layer.weight.detach().numpy(), layer.bias.detach().numpy())
+
+
+def reference_states(layer: DeltaRuleLeaky, x: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
+    """S by the reference runtime in float64."""
+    steps = (
+        affine("v", layer.to_v),
+        affine("k", layer.to_k),
+        S.L2Normalize("key", ("k",)),
+        affine("z", layer.to_alpha),
+        S.Activation("alpha", ("z",), "sigmoid"),
+        affine("b", layer.to_beta),
+        S.Activation("beta", ("b",), "sigmoid"),
+        S.DeltaMemory("S", ("v", "key", "alpha", "beta")),
+    )
+    program = Program((layer.in_dim,), steps, (Output("S", "S"),))
+    states = None if start is None else {"S": {"S": start.numpy()}}
+    return torch.from_numpy(reference.run(program, x.detach().numpy(), states=states).outputs["S"])
+
+
+def loop(layer: DeltaRuleLeaky, x: torch.Tensor, state: torch.Tensor, spike: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The other form of the equation: S (Diag(alpha) (I - beta k k^T)) + beta v k^T, one step after the other."""
+    outputs, eye = [], torch.eye(layer.d_key, dtype=x.dtype)
+    v, k, alpha, beta = layer.to_v(x), layer.to_k(x), torch.sigmoid(layer.to_alpha(x)), torch.sigmoid(layer.to_beta(x))
+    k = k / k.norm(dim=-1, keepdim=True)
+    q = None if layer.to_q is None else layer.to_q(x)
+    for t in range(len(x)):
+        b = beta[t][:, :, None]
+        move = torch.diag_embed(alpha[t]) @ (eye - b * k[t][:, :, None] * k[t][:, None, :])
+        state = state @ move + b * v[t][:, :, None] * k[t][:, None, :]
+        p = spike(state.flatten(1) - layer.threshold).reshape(state.shape)
+        y = p if q is None else p @ q[t].reshape(len(p), layer.d_key, layer.d_value)
+        outputs.append(y.flatten(1))
+    return torch.stack(outputs), state
+
+
+def gradients(run: Any, layer: DeltaRuleLeaky, x: torch.Tensor, start: torch.Tensor) -> dict[str, torch.Tensor]:
+    x, start = x.clone().requires_grad_(), start.clone().requires_grad_()
+    y, last = run(x, start)
+    seed = torch.Generator().manual_seed(5)
+    loss = (y * torch.randn(y.shape, generator=seed).to(y.dtype)).sum() + (
+        last * torch.randn(last.shape, generator=seed).to(last.dtype)
+    ).sum()
+    found = torch.autograd.grad(loss, [x, start, *layer.parameters()])
+    names = ["x", "start", *(name for name, _ in layer.named_parameters())]
+    return {"y": y.detach(), "last": last.detach(), **dict(zip(names, found, strict=True))}
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float, what: str = "") -> None:
+    worst = float((found.double() - expected.double()).abs().max()) / max(float(expected.abs().max()), 1e-6)
+    assert worst <= bound, f"{what}: {worst:.2e} of the largest value, {bound:.0e} allowed"
+
+
+def make(d: int, n: int, m: int, **options: Any) -> DeltaRuleLeaky:
+    torch.manual_seed(d * 100 + n * 10 + m)
+    return DeltaRuleLeaky(m, d, n, **options)
+
+
+@every_method
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 140),
+    st.integers(1, 3),
+    st.integers(1, 19),
+    st.integers(1, 19),
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from([None, 1e-6, 20.0, 1e6]),
+)
+def test_states_are_those_of_the_reference(
+    method: str, t: int, b: int, d: int, n: int, m: int, chunk: int, retention: float | None
+) -> None:
+    layer = make(d, n, m, method=method, chunk=chunk, initial_retention=retention)
+    x, start = torch.randn(t, b, m), torch.randn(b, d, n, dtype=torch.float64)
+    expected = reference_states(layer, x, start)
+    with torch.no_grad():
+        close(layer.memory(x, start), expected, 2e-6)
+        _, last = layer(x, start, return_state=True)
+    close(last, expected[-1], 2e-6)
+
+
+@every_method
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 2), st.integers(1, 18), st.integers(2, 18), st.booleans())
+def test_outputs_and_gradients_are_those_of_the_float64_loop(method: str, t: int, b: int, d: int, n: int, use_q: bool) -> None:
+    options: dict[str, Any] = {"use_q_projection": use_q, "threshold": torch.full((d, n), 0.2), "learn_threshold": True}
+    layer = make(d, n, 3, method=method, chunk=17, **options)
+    wide = make(d, n, 3, method=method, chunk=17, **options).double()
+    wide.load_state_dict(layer.state_dict())
+    x, start = torch.randn(t, b, 3), torch.randn(b, d, n, dtype=torch.float64)
+    expected = gradients(lambda x, s: loop(wide, x, s, Surrogate()), wide, x.double(), start)
+    for name, value in gradients(lambda x, s: wide(x, s, return_state=True), wide, x.double(), start).items():
+        close(value, expected[name], 1e-9, name)
+    found = gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start)
+    if torch.allclose(found["y"].double(), expected["y"], atol=1e-4):  # no spike within float32 rounding of its threshold
+        for name, value in found.items():
+            close(value, expected[name], 2e-5, name)
+
+
+@every_method
+@pytest.mark.parametrize("use_q", [True, False])
+def test_gradcheck(method: str, use_q: bool) -> None:
+    layer = make(3, 2, 2, method=method, use_q_projection=use_q, chunk=4, spike_grad=torch.sigmoid, learn_threshold=True).double()
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x: torch.Tensor, start: torch.Tensor, *values: torch.Tensor) -> Any:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, start, True))
+
+    x, start = torch.randn(6, 1, 2, dtype=torch.float64, requires_grad=True), torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, start, *layer.parameters()))
+
+
+@pytest.mark.parametrize("retention", [0.053, 9999.0])
+def test_sixty_five_thousand_steps(retention: float) -> None:
+    layer = make(2, 3, 2, initial_retention=retention)
+    x, states, state = torch.randn(65_536, 1, 2), [], {"S": np.zeros((1, 2, 3))}
+    wide = make(2, 3, 2, initial_retention=retention).double()
+    inputs = [i.detach() for i in wide.project(x.double())]
+    inputs[2] = torch.sigmoid(inputs[2])
+    for row in zip(*(i.numpy() for i in inputs), strict=True):
+        states.append(reference.delta_memory(S.DeltaMemory("S", ("v", "k", "a", "b")), *row, state))
+    expected = torch.from_numpy(np.stack(states))
+    for method in METHODS[1:]:
+        layer.method = method
+        with torch.no_grad():
+            close(layer.memory(x), expected, 2e-6, method)
+
+
+@every_method
+@pytest.mark.parametrize("cut", [1, 16, 40, 64])
+def test_nothing_reads_the_future(method: str, cut: int) -> None:
+    layer = make(3, 5, 2, method=method, chunk=48)
+    x = torch.randn(80, 2, 2)
+    with torch.no_grad():
+        before = layer(x)[:cut]
+        x[cut:] = math.nan
+        assert torch.equal(layer(x)[:cut], before)
+
+
+@every_method
+def test_pieces_equal_the_whole(method: str) -> None:
+    layer = make(4, 3, 2, method=method, chunk=16)
+    x, state, parts = torch.randn(101, 2, 2), None, []
+    with torch.no_grad():
+        whole = layer.memory(x)
+        for piece in x.split([1, 50, 13, 37]):
+            parts.append(layer.memory(piece, state))
+            _, state = layer(piece, state, return_state=True)
+    close(torch.cat(parts), whole, 1e-6)
+
+
+def test_a_written_value_is_read_back_and_overwritten() -> None:
+    """The point of the delta rule: with beta = 1 and nothing forgotten, a key recalls exactly what was last written to it."""
+    layer = make(3, 4, 2).double()
+    with torch.no_grad():
+        layer.to_beta.bias.fill_(50.0)
+        layer.to_alpha.bias.fill_(50.0)
+        for part in (layer.to_beta, layer.to_alpha):
+            part.weight.zero_()
+        x = torch.tensor([[1.0, 2.0], [3.0, -1.0], [1.0, 2.0]], dtype=torch.float64)[:, None]
+        v, k, _, _ = layer.project(x)
+        recalled = layer.memory(x) @ k.unsqueeze(-1)
+    torch.testing.assert_close(recalled.squeeze(-1), v)
+
+
+@pytest.mark.parametrize("method", ["convolution", "prefix"])
+def test_routes_that_do_not_exist_are_refused(method: str) -> None:
+    with pytest.raises(BadInput, match=method):
+        DeltaRuleLeaky(2, 2, 2, method=method)
+
+
+def test_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda: "switched off")
+    layer, x = make(2, 3, 2), torch.randn(5, 1, 2)
+    assert layer.route(x) == "associative"
+    close(layer.memory(x).detach(), reference_states(layer, x), 2e-6)
