@@ -9,7 +9,7 @@ The file holds x_train, y_train, x_test, y_test (uint8), as the copy that Keras 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import math
 import time
 from pathlib import Path
@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import spikedeploy
+from spikedeploy.exporters import onnx_cell
 from spikedeploy.nn.s4d import S4D
 from spikedeploy.nn.spiking_ssm import SpikingLIF, SpikingSSM
+from spikedeploy.runtime.events import EventEngine
+from spikedeploy.runtime.onnx_runner import OnnxRunner
 
 MEAN, SPREAD = 0.1307, 0.3081
 PUBLISHED = 99.6  # 2 layers of 400, arXiv 2408.14909
@@ -112,7 +116,55 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> None:
                 )
         accuracy, seen = evaluate(model, data["x_test"][:2000], data["y_test"][:2000])
         print(f"epoch {epoch} accuracy on 2,000 test images {accuracy:.2f} {seen}", flush=True)
-        torch.save({"config": model.config, "state": model.state_dict(), "epochs": epoch + 1}, args.out)
+        spikedeploy.save(model.eval(), args.out, pixels(images[:2]))
+
+
+def answers(run: Any, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
+    """The class of every image by a runner of `(784, batch, 1)`, and the seconds it took; images that fill no batch are left out."""
+    found, begin = [], time.perf_counter()
+    for at in range(0, len(images) - batch + 1, batch):
+        (scores,) = run(pixels(images[at : at + batch]).numpy()).outputs.values()
+        found.append(scores.argmax(1))
+        if at // batch % 20 == 19:
+            print(f"{at + batch} images, {time.perf_counter() - begin:.0f} s", flush=True)
+    return np.concatenate(found), time.perf_counter() - begin
+
+
+def deploy(args: argparse.Namespace, data: dict[str, np.ndarray]) -> None:
+    """Accuracy of the parallel model and of the ONNX step cell on the same test images; the event-driven engine on some of them."""
+    model = spikedeploy.load(args.model)
+    images, labels = data["x_test"][: args.images], data["y_test"][: args.images]
+    accuracy, rates = evaluate(model, images, labels)
+    print(f"parallel model: {accuracy:.2f} %, rates {rates}", flush=True)
+    program = spikedeploy.convert(model)
+    cell, engine = OnnxRunner(onnx_cell.export(program), batch=args.batch), EventEngine(program, batch=args.batch)
+
+    def afresh(x: np.ndarray) -> Any:
+        engine.reset()
+        return engine.run(x)
+
+    by_cell, seconds = answers(cell.run, images, args.batch)
+    by_events, _ = answers(afresh, images[: args.events], args.batch)
+    cell_accuracy = 100 * float((by_cell == labels[: len(by_cell)]).mean())
+    rows = [
+        ("published accuracy, 2 layers of 400, trained on a GPU, %", PUBLISHED),
+        ("test images", len(by_cell)),
+        ("parallel model, accuracy, %", accuracy),
+        ("ONNX step cell in ONNX Runtime, accuracy, %", cell_accuracy),
+        ("difference, points", cell_accuracy - accuracy),
+        ("sparsity (share of neurons silent per step), %", 100 * (1 - sum(rates.values()) / len(rates))),
+        *((f"firing rate of {name}, %", 100 * rate) for name, rate in rates.items()),
+        (
+            f"event-driven engine: same answer as the cell on {len(by_events)} images, %",
+            100 * (by_events == by_cell[: len(by_events)]).mean(),
+        ),
+        ("parameters", sum(p.numel() for p in model.parameters())),
+        ("step cell, microseconds per pixel and image", 1e6 * seconds / (784 * len(by_cell))),
+    ]
+    with args.result.open("w", newline="") as file:
+        file.write(f"# python examples/sequential_mnist.py deploy mnist.npz {args.model.name} --images {args.images}; {args.note}\n")
+        csv.writer(file).writerows([("what", "value"), *((name, f"{value:.5g}") for name, value in rows)])
+    print(*(f"{name}: {value:.5g}" for name, value in rows), sep="\n")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -136,15 +188,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--ceiling", type=float, default=0.12, help="firing rate above which --quiet costs")
     parser.add_argument("--quiet", type=float, default=1.0)
+    parser.add_argument("--images", type=int, default=10000, help="deploy: how many test images")
+    parser.add_argument("--events", type=int, default=500, help="deploy: how many of them also run in the event-driven engine")
+    parser.add_argument("--result", type=Path, default=Path("sequential_mnist.csv"), help="deploy: where the numbers go")
+    parser.add_argument("--note", default="", help="deploy: a remark for the head of that file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     data = read(args.data)
-    if args.what == "train":
-        train(args, data)
-    print(json.dumps({"published": PUBLISHED}))
+    if args.what == "deploy" and args.model is None:
+        parser.error("deploy needs the file that train wrote")
+    (train if args.what == "train" else deploy)(args, data)
 
 
 if __name__ == "__main__":
