@@ -23,6 +23,7 @@ from spikedeploy import __version__, torchfile
 from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError, message
 from spikedeploy.graph import FUNCTIONS, METHODS, Graph, Node, Ref, Traced
 from spikedeploy.layers import LAYERS
+from spikedeploy.probe import example_of, probe
 from spikedeploy.rebuild import build, describe, layer_name, recorded_layer, tensors_of
 from spikedeploy.trace import trace
 
@@ -36,8 +37,6 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
     nothing beside it. Raises `ModelRefused` where the model cannot be traced or holds a layer that is not plain data, `BadInput` where
     the file cannot be written.
     """
-    from spikedeploy.conversion import example_of
-
     example = example_of(model, example_input)
     write_atomic(path, dump(model, example))
 
@@ -45,11 +44,13 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
 def dump(model: nn.Module, example: Tensor) -> bytes:
     """The checkpoint's bytes."""
     graph, layers, tensors = trace(model, tuple(example.shape))
+    described = {path: describe(path, layer) for path, layer in layers.items()}
+    probe(model, graph, layers, tensors, example).check(model)
     stored = {key: _own(value) for key, value in sorted(_state(layers, tensors).items())}
     header = {
         "producer": f"spikedeploy {__version__}",
         "input": {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")},
-        "layers": {path: describe(path, layer) for path, layer in layers.items()},
+        "layers": described,
         "tensors": list(tensors),
         "learned": sorted(key for key, value in _state(layers, tensors).items() if isinstance(value, nn.Parameter)),
         "nodes": [_plain_node(node) for node in graph.nodes],

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from spikedeploy.errors import BadInput, ModelRefused, message
-from spikedeploy.graph import Graph, Node, Traced, interpret, map_refs
+from spikedeploy.graph import Graph, Node, map_refs
 from spikedeploy.lower import lower_layer, lower_operation
-from spikedeploy.lower.builder import INPUT, Builder, Call, Reduced, Wire, constant
+from spikedeploy.lower.builder import INPUT, Builder, Call, Reduced, Wire, constant, from_sizes, measured
+from spikedeploy.probe import example_of, flatten, probe
 from spikedeploy.program import Output, Program
-from spikedeploy.trace import evaluating, trace
+from spikedeploy.trace import trace
 
 Semantics = Literal["recurrence", "snntorch-1.0.0"]
 Results = Mapping[str, Any]
 Values = dict[str, Any]
-PROBE_T, PROBE_B = 3, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +72,8 @@ def conversion(
         )
     example = example_of(model, example_input)
     graph, layers, tensors = trace(model, tuple(example.shape))
-    x, results = _probe(model, graph, layers, tensors, example)
+    run = probe(model, graph, layers, tensors, example)
+    x, results = run.x, run.results
     builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
     builder.shapes[INPUT] = tuple(int(n) for n in x.shape[2:])
     axes = ("T", "B", *("f",) * (x.ndim - 2))
@@ -86,57 +86,8 @@ def conversion(
         origin=builder.origin,
         notes=tuple(builder.notes),
     )
+    run.check(model)
     return Conversion(program, graph, layers, tensors, values)
-
-
-def example_of(model: nn.Module, example: Any) -> Tensor:
-    """The example `(T, B, *shape)`, checked; for a loaded model zeros of the shape it was saved with."""
-    if example is None and isinstance(model, Traced) and model.example:
-        return torch.zeros(model.example["shape"], dtype=getattr(torch, model.example["dtype"]))
-    if example is None:
-        raise BadInput(message("example_input", "none was given", "a tensor (T, B, *shape) is needed: only its shape and dtype matter"))
-    try:
-        example = torch.as_tensor(example)
-    except (TypeError, ValueError, RuntimeError):
-        raise BadInput(message("example_input", f"a {type(example).__name__}", "a tensor (T, B, *shape) is needed")) from None
-    if example.ndim < 2 or 0 in example.shape:
-        raise BadInput(message("example_input", f"shape {tuple(example.shape)}", "(T, B, *shape) with every axis at least 1 is needed"))
-    if example.is_complex() or example.dtype == torch.bool:
-        raise BadInput(message("example_input", f"dtype {example.dtype}", "real or whole numbers are needed"))
-    return example
-
-
-def _probe(
-    model: nn.Module, graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], example: Tensor
-) -> tuple[Tensor, Mapping[str, Any]]:
-    """Run the graph on zeros of the example's shape, T and B replaced by 3 and 2 so that no axis is mistaken for another; with the
-    example's own T and B
-    where the model insists on them."""
-    for shape in ((PROBE_T, PROBE_B, *example.shape[2:]), tuple(example.shape)):
-        x = torch.zeros(shape, dtype=example.dtype)
-        results: dict[str, Any] = {}
-
-        def seen(node: Node, value: Any, results: dict[str, Any] = results) -> Any:
-            results[node.name] = value
-            return value
-
-        try:
-            with torch.no_grad(), evaluating(model):
-                results["output"] = interpret(graph, layers, tensors, x, seen)
-        except ModelRefused:
-            raise
-        except Exception as error:  # any layer may refuse the shape in its own way
-            failed, node = error, next((n for n in graph.nodes if n.name not in results and n.op != "output"), None)
-            continue
-        return x, results
-    where = f"layer '{node.target}' ({type(layers[node.target]).__name__})" if node is not None and node.op == "module" else "model"
-    raise BadInput(
-        message(
-            where,
-            f"it fails on the example input of shape {tuple(example.shape)} ({str(failed).strip().splitlines()[0]})",
-            "an example (T, B, *shape) that the model accepts is needed",
-        )
-    )
 
 
 def _lower(
@@ -197,8 +148,10 @@ def _apply(call: Call, node: Node, layers: Mapping[str, nn.Module]) -> Any:
         return lower_layer(call, layers[node.target])
     if node.target == "getattr":
         return _attribute(call)
-    if not _depends(call.args) and not _depends(call.kwargs):
-        return call.result  # arithmetic on sizes and constants
+    if node.target == "operator.getitem" and isinstance(call.args[0], tuple):
+        return call.args[0][call.args[1]]
+    if not _depends(call.args) and not _depends(call.kwargs):  # arithmetic on sizes and constants
+        return measured(call.result) if from_sizes(call.args) else call.result
     return lower_operation(call)
 
 
@@ -276,15 +229,6 @@ def _outputs(value: Any) -> list[Output]:
     else:
         named = [("output", value)]
     return [_output(name, item) for name, item in named]
-
-
-def flatten(value: Any) -> list[Any]:
-    """A nested result as a flat list, in the order of the program's outputs."""
-    if isinstance(value, Mapping):
-        return [item for key in value for item in flatten(value[key])]
-    if isinstance(value, (tuple, list)):
-        return [item for part in value for item in flatten(part)]
-    return [value]
 
 
 def _output(name: str, value: Any) -> Output:

@@ -12,6 +12,7 @@ All steps must do the same, and nothing may pass from step to step but the membr
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,7 +83,7 @@ class Sized(fx.Proxy):
         """Every time step, taken when its turn comes: the trace then shows where a step begins."""
         if dim != 0:
             raise refuse(f"it unbinds axis {dim}")
-        return (self[t] for t in range(int(self.sizes[0])))
+        return (operator.getitem(self, t) for t in range(int(self.sizes[0])))
 
     def __iter__(self) -> Any:
         return self.unbind()

@@ -25,7 +25,9 @@ def describe(path: str, module: nn.Module) -> Plain:
     where = f"layer '{path}' ({type(module).__name__})"
     if type(module) not in LAYERS:
         raise ModelRefused(
-            message(where, "it is not a layer that can be stored", "one of " + ", ".join(sorted(c.__name__ for c in LAYERS)) + " is needed")
+            message(
+                where, "it is not a layer that can be stored", "one of " + ", ".join(sorted({c.__name__ for c in LAYERS})) + " is needed"
+            )
         )
     try:
         return {"class": layer_name(type(module)), "arguments": LAYERS[type(module)][0](module)}

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import snntorch as snn
 import torch
 from snntorch.functional import quant
 from torch import Tensor, nn
+
+from spikedeploy import nn as deploy
+from spikedeploy.nn.spiking_ssm import SpikingSSM
 
 Zoo = tuple[nn.Module, Tensor]
 
@@ -270,11 +274,81 @@ def deep() -> Zoo:
     return Deep().eval(), _input(17, 1, 7, scale=2)
 
 
+class Reset(nn.Module):
+    """Two layers of LIF neurons with reset over whole sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(5, 6), deploy.Leaky(torch.linspace(0.5, 0.95, 6), **options)
+        self.fc2, self.lif2 = nn.Linear(6, 3), deploy.Leaky(0.8, threshold=torch.tensor([0.5, 1.0, 0.75]), **options)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, _ = self.lif1(self.fc1(x))
+        spk, mem = self.lif2(self.fc2(spk))
+        return spk, mem
+
+
+def leaky_subtract() -> Zoo:
+    torch.manual_seed(16)
+    return Reset().eval(), _input(13, 2, 5, scale=3)
+
+
+def leaky_zero() -> Zoo:
+    torch.manual_seed(17)
+    return Reset(reset_mechanism="zero", reset_delay=False).eval(), _input(13, 2, 5, scale=3)
+
+
+def leaky_none() -> Zoo:
+    torch.manual_seed(18)
+    return Reset(reset_mechanism="none", graded_spikes_factor=0.5).eval(), _input(13, 2, 5, scale=3)
+
+
+class Loop(nn.Module):
+    """snnTorch's own style: one-step neurons in a loop over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(5, 6), snn.Leaky(beta=0.9)
+        self.fc2, self.lif2 = nn.Linear(6, 3), snn.Leaky(beta=0.8, reset_mechanism="zero", learn_beta=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spikes, membranes = [], []
+        for t in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spikes.append(spk2)
+            membranes.append(mem2)
+        return torch.stack(spikes), torch.stack(membranes)
+
+
+def loop() -> Zoo:
+    torch.manual_seed(19)
+    return Loop().eval(), _input(9, 2, 5, scale=3)
+
+
+def our_gen2() -> Zoo:
+    """Our Gen2 layer: the recurrence, with sparse keys and a threshold per cell."""
+    torch.manual_seed(20)
+    layer = deploy.AssociativeLeaky(5, 3, 4, threshold=torch.linspace(0.2, 1.2, 12), topk_k=2, initial_retention=8.0)
+    return nn.Sequential(nn.Linear(5, 5), layer, nn.Linear(9, 4)).eval(), _input(21, 2, 5, scale=2)
+
+
+def gen3() -> Zoo:
+    torch.manual_seed(21)
+    return nn.Sequential(deploy.DeltaRuleLeaky(5, 3, 4, threshold=0.3), nn.Linear(9, 4)).eval(), _input(15, 2, 5, scale=2)
+
+
+def ssm() -> Zoo:
+    torch.manual_seed(22)
+    return SpikingSSM(5, 3, features=6, layers=2, states=8, threshold=0.4).eval(), _input(17, 2, 5, scale=2)
+
+
 MODELS: dict[str, Callable[[], Zoo]] = {
     f.__name__: f
     for f in (
         plain, per_channel, learned, graded, truncated, quantised, membrane, residual, conv, gen2, gen2_plain_readout, tokens, norms,
-        dyadic, dyadic_gen2, one_layer, deep,
+        dyadic, dyadic_gen2, one_layer, deep, leaky_subtract, leaky_zero, leaky_none, loop, our_gen2, gen3, ssm,
     )
 }  # fmt: skip
 """Every model by name."""

@@ -12,7 +12,7 @@ from spikedeploy.lower import arithmetic as A
 from spikedeploy.lower import maps as M
 from spikedeploy.lower import memory, neurons, ssm
 from spikedeploy.lower import wiring as W
-from spikedeploy.lower.builder import Call
+from spikedeploy.lower.builder import Call, Wire
 from spikedeploy.nn import associative, delta, s4d, spiking_ssm
 from spikedeploy.nn import leaky as ours
 
@@ -117,6 +117,12 @@ INSTEAD: Mapping[str, str] = {
 """What to do instead, for layers and operations that people try."""
 
 
+OPERATIONS = (
+    "+ - * and / by constants, ** 2, relu, gelu, silu, sigmoid, tanh, exp, glu, reshapes of features, chunk and split and slices of "
+    "the last axis, and at the end mean, sum, max or [-1] over time"
+)
+
+
 def supported() -> str:
     """The names of all layers that can be lowered."""
     return ", ".join(sorted({cls.__name__ for cls in LAYER_RULES}))
@@ -134,12 +140,20 @@ def lower_operation(call: Call) -> Any:
     """Apply the row of the function or method; refuse by name where there is none."""
     rule = OPERATION_RULES.get(call.origin)
     if rule is None:
-        names = sorted({name.split(".")[-1] for name in OPERATION_RULES})
-        raise _refused(call, call.origin.split(".")[-1], f"supported operations: {', '.join(names)}")
+        raise _refused(call, call.origin.split(".")[-1], f"supported operations: {OPERATIONS}")
     return rule(call)
+
+
+def _over_time(call: Call) -> bool:
+    """Whether an operation is given the time axis as its `dim`."""
+    x = call.args[0] if call.args else None
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    return isinstance(x, Wire) and isinstance(dim, int) and -len(x.axes) <= dim < len(x.axes) and "T" in x.axes[dim]
 
 
 def _refused(call: Call, name: str, needed: str) -> Exception:
     if name in MIXES_TIME:
         return call.mixes_time(f"{name}: {MIXES_TIME[name]}")
+    if _over_time(call):
+        return call.mixes_time(f"{name} over the time axis")
     return call.refuse(f"{name} cannot be deployed", needed, INSTEAD.get(name, "Replace it by one of these."))

@@ -9,7 +9,7 @@ import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.lower import wiring
-from spikedeploy.lower.builder import Call, Dim, Reduced, Wire, constant, describe_axes, to_array
+from spikedeploy.lower.builder import Call, Dim, Reduced, Wire, constant, describe_axes, from_sizes, to_array
 from spikedeploy.steps import Array
 
 
@@ -37,10 +37,10 @@ def _aligned(call: Call, a: Wire, b: Wire) -> Wire:
 
 def _constant(call: Call, x: Wire, value: Any) -> Array:
     """A constant operand as it broadcasts to the wire's features; time and batch must be of size one in it."""
-    if isinstance(value, Dim) and value.axis != "f":
+    if from_sizes(value):
         raise call.refuse(
-            f"it computes with the number of {'steps' if 'T' in value.axis else 'samples'}",
-            "one time step cannot know it",
+            "it computes with the number of steps or samples",
+            "one time step cannot know them",
             "Use mean(0) instead of a sum divided by T; or use a fixed number.",
         )
     array = to_array(value)

@@ -47,7 +47,7 @@ class Reduced:
 
 
 class Dim(int):
-    """The size of one axis of a wire; `axis` is its meaning."""
+    """The size of one axis of a wire; `axis` is its meaning, "" for a number computed from sizes of time or batch."""
 
     axis: str
 
@@ -55,6 +55,26 @@ class Dim(int):
         self = super().__new__(cls, size)
         self.axis = axis
         return self
+
+
+class Ratio(float):
+    """A number computed from the size of time or batch: what one step cannot know."""
+
+
+def from_sizes(value: Any) -> bool:
+    """Whether a value was computed from how many steps or samples there are."""
+    if isinstance(value, (tuple, list)):
+        return any(from_sizes(item) for item in value)
+    return isinstance(value, Ratio) or (isinstance(value, Dim) and value.axis != "f")
+
+
+def measured(result: Any) -> Any:
+    """A result computed from such numbers, marked as one."""
+    if isinstance(result, bool):
+        return result
+    if isinstance(result, int):
+        return Dim(result, "")
+    return Ratio(result) if isinstance(result, float) else result
 
 
 @dataclass(slots=True)
@@ -117,6 +137,8 @@ class Call:
         except ShapeError as error:
             raise self.refuse(error.found, error.needed) from None
         for name, shape in zip(step.outputs, shapes, strict=True):
+            if 0 in shape:
+                raise self.refuse(f"an output of shape {shape}", "every axis needs at least one channel")
             builder.shapes[name] = shape
         builder.steps.append(step)
         builder.origin[step.name] = self.origin

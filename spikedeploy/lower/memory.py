@@ -9,9 +9,8 @@ import numpy as np
 from spikedeploy import steps as S
 from spikedeploy.lower.builder import Call, Wire, to_array
 from spikedeploy.lower.maps import parameter
-from spikedeploy.lower.neurons import sequence
+from spikedeploy.lower.neurons import check_fires, levels_of, sequence
 from spikedeploy.steps import Array
-from spikedeploy.surrogates import quantiser_levels
 
 
 def project(call: Call, name: str, x: Wire, layer: Any) -> str:
@@ -39,11 +38,12 @@ def matrix(call: Call, value: Any, d: int, n: int) -> Array:
 def read_out(call: Call, module: Any, x: Wire, state: str) -> Wire:
     """Spikes of S, then `vec(P Q)` or `vec(P)`."""
     d, n = int(module.d_value), int(module.d_key)
-    levels = quantiser_levels(getattr(module, "state_quant", False))
+    levels = levels_of(call, module)
     if levels is not None:
-        state = call.emit(S.Nearest(f"{call.name}.Sq", (state,), np.sort(to_array(levels))))
+        state = call.emit(S.Nearest(f"{call.name}.Sq", (state,), levels))
     spikes = state
     if getattr(module, "output", True):
+        check_fires(call, module)
         factor = matrix(call, getattr(module, "graded_spikes_factor", 1.0), d, n)
         spikes = call.emit(S.Threshold(f"{call.name}.spk", (state,), matrix(call, module.threshold, d, n), factor))
     if module.use_q_projection:

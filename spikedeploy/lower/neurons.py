@@ -10,7 +10,7 @@ from spikedeploy import steps as S
 from spikedeploy.lower.builder import Call, Wire, to_array
 from spikedeploy.lower.maps import linear
 from spikedeploy.steps import Array
-from spikedeploy.surrogates import quantiser_levels
+from spikedeploy.surrogates import Refused, describe_surrogate, quantiser_levels
 
 
 def check_beta(call: Call, beta: Array) -> None:
@@ -19,7 +19,7 @@ def check_beta(call: Call, beta: Array) -> None:
         value = float(beta[index])
         if not 0 < value < 1:
             name = f"beta[{', '.join(map(str, index))}]" if beta.size > 1 else "beta"
-            shown = "NaN" if np.isnan(value) else f"{value:.9g}"
+            shown = "NaN" if np.isnan(value) else f"{value:.6g}"
             do = (
                 "The checkpoint was probably saved after training diverged."
                 if not np.isfinite(value)
@@ -36,8 +36,8 @@ def decay_of(call: Call, tau: Any) -> Array:
     """
     stored = to_array(tau)
     exact = stored.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        check_beta(call, (exact - 1) / exact)
+    with np.errstate(all="ignore"):
+        check_beta(call, np.asarray((stored - 1) / stored))
     spread = np.spacing(stored.astype(np.float32)).astype(np.float64) if stored.dtype == np.float32 else np.zeros_like(exact)
     decay = np.exp(-1 / exact)
     simple = np.round(decay * 256) / 256
@@ -83,16 +83,17 @@ def state_leaky(call: Call, module: Any, x: Wire | None = None) -> Any:
     x = channels(call, x or call.wire())
     decay = along(call, x, decay_of(call, module.tau))
     current = _truncated(call, x, decay, module.kernel_truncation_steps)
-    levels = quantiser_levels(module.state_quant)
+    levels = levels_of(call, module)
     mem = f"{call.name}.mem"
     if levels is None:
         call.emit(S.Integrator(mem, (current,), decay))
     else:
         raw = call.emit(S.Integrator(f"{call.name}.u", (current,), decay))
-        call.emit(S.Nearest(mem, (raw,), np.sort(to_array(levels))))
+        call.emit(S.Nearest(mem, (raw,), levels))
     membrane = call.like(x, mem)
     if not module.output:
         return membrane
+    check_fires(call, module)
     threshold = along(call, x, to_array(module.threshold))
     call.emit(S.Threshold(call.name, (mem,), threshold, along(call, x, amplitude(module, 2))))
     return call.like(x, call.name), membrane
@@ -122,11 +123,29 @@ def linear_leaky(call: Call, module: Any) -> Any:
     return state_leaky(call, module, linear(inner, module.linear))
 
 
+def check_fires(call: Call, module: Any) -> None:
+    """A spike must be a step of the membrane: a surrogate whose forward is something else cannot be deployed."""
+    try:
+        describe_surrogate(module.spike_grad)
+    except Refused as error:
+        raise call.refuse(*error.parts) from None
+
+
+def levels_of(call: Call, module: Any) -> Array | None:
+    """The sorted levels of `state_quant`."""
+    try:
+        levels = quantiser_levels(getattr(module, "state_quant", None))
+    except Refused as error:
+        raise call.refuse(*error.parts) from None
+    return None if levels is None else np.sort(to_array(levels))
+
+
 def refuse_options(call: Call, module: Any) -> None:
     """What a neuron with reset may not have."""
     if getattr(module, "inhibition", False):
         raise call.refuse("inhibition=True", "neurons that do not look at each other are needed")
-    if quantiser_levels(module.state_quant) is not None:
+    check_fires(call, module)
+    if levels_of(call, module) is not None:
         raise call.refuse(
             "state_quant with a reset or inside the recurrence",
             "an unquantised membrane is needed",

@@ -32,6 +32,8 @@ def forget(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(getattr(layer, "mem", None), Tensor) and "mem" in layer._buffers:
             layer._buffers["mem"] = torch.zeros(0)
+        elif "mem" in layer.__dict__:
+            layer.__dict__["mem"] = None
 
 
 def stack(results: list[Any]) -> Any:
