@@ -86,7 +86,7 @@ def scan(
     if initial is not None:
         initial = _state(initial, x, neuron)
     route = choose(x, neuron) if method == "auto" else method
-    if route == "iterative":
+    if route == "iterative" and not neuron.linear:
         spk, mem, last = iterate(x, d, threshold, graded, initial, neuron)
         return spk, mem, last if neuron.final else None
     if route == "native":
@@ -99,13 +99,14 @@ def scan(
 
 
 def choose(x: Tensor, neuron: Neuron) -> Method:
-    """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix, or the loop if a reset leaves no other."""
+    """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix if the state is wide, else the loop, whose
+    roundings a narrow state promises."""
     known = isinstance(neuron.surrogate, Surrogate)
     if (neuron.linear or known) and scan_native.admits(x):
         return "native"
     if (neuron.linear or known) and x.is_cuda and _triton():
         return "triton"
-    return "prefix" if neuron.linear and x.shape[0] > 1 else "iterative"
+    return "prefix" if neuron.linear and neuron.wide_state and x.shape[0] > 1 else "iterative"
 
 
 def _triton() -> bool:
@@ -189,14 +190,15 @@ def _linear(
     route: str,
     chunk: int | None,
 ) -> Result:
-    lanes = x[0].numel()
-    d = decay_of(decay, neuron, torch.float64).flatten()
+    lanes, state = x[0].numel(), torch.float64 if neuron.wide_state else x.dtype
+    wide = state if route == "iterative" else torch.float64
+    d = decay_of(decay, neuron, wide).flatten()
     if d.numel() > 1:
         d = d.repeat(lanes // d.numel())
-    start = x.new_zeros(lanes, dtype=torch.float64) if initial is None else initial.double().flatten()
-    mem = linear_scan(x.reshape(len(x), lanes).contiguous(), d, start, route, lanes if chunk is None else chunk * (lanes // x.shape[1]))
-    mem = mem.view(x.shape)
-    final = mem[-1].to(torch.float64 if neuron.wide_state else x.dtype) if neuron.final else None
+    start = x.new_zeros(lanes, dtype=wide) if initial is None else initial.to(wide).flatten()
+    width = lanes if chunk is None else chunk * (lanes // x.shape[1])
+    flat, last = linear_scan(x.reshape(len(x), lanes).contiguous(), d, start, route, width)
+    mem, final = flat.view(x.shape), last.view(x.shape[1:]).to(state) if neuron.final else None
     return _spikes(mem, threshold, graded, neuron), mem, final
 
 

@@ -1,36 +1,44 @@
-"""The parallel routes of a leaky membrane without reset, in plain torch: convolution, prefix (two levels) and associative (doubling).
+"""The routes of a leaky membrane without reset, in plain torch: iterative, prefix (two levels), associative (doubling), convolution.
 
-    u_t = d * u_{t-1} + x_t          u_{-1} = initial
+    u_t = d * u_{t-1} + x_t          u_{-1} = start
 
-All three are one autograd function: the adjoint of the scan is the same scan run backwards in time, so only u is kept.
+All are one autograd function: the adjoint of the scan is the same scan run backwards in time, so only u is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
+Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def prefix(x: Tensor, d: Tensor, start: Tensor) -> Tensor:
-    """Chunks of about sqrt(T) steps side by side, state in float64: their last values, the carries between, then all from their carry."""
+def iterative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Step after step in the state's precision, `start`'s: in float32 the very roundings of `snntorch.Leaky`."""
+    u, state = torch.empty_like(x), start.clone()
+    _run(x, d, state, u)
+    return u, state
+
+
+def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Chunks of about sqrt(T) steps side by side, state in float64: their last values, the carries between, then all from those."""
     steps, lanes = x.shape
     length = max(1, isqrt(steps))
     chunks = steps // length
-    main = x[: chunks * length].view(chunks, length, lanes)
-    u = torch.empty_like(x)
-    starts = _carries(main, d, start)
-    _run(main.unbind(1), d, starts[:-1].clone(), u[: chunks * length].view(chunks, length, lanes).unbind(1))
-    _run(x[chunks * length :], d, starts[-1].clone(), u[chunks * length :])
-    return u
+    whole = chunks * length
+    main, u = x[:whole].view(chunks, length, lanes), torch.empty_like(x)
+    carries = _carries(main, d.double(), start)
+    state = carries[-1].clone()
+    _run(main.unbind(1), d, carries[:-1], u[:whole].view(chunks, length, lanes).unbind(1))
+    _run(x[whole:], d, state, u[whole:])
+    return u, state
 
 
-def _run(rows: Any, d: Tensor, state: Tensor, to: Any) -> None:
+def _run(rows: Iterable[Tensor], d: Tensor, state: Tensor, to: Iterable[Tensor]) -> None:
     for row, out in zip(rows, to, strict=True):
         state.mul_(d).add_(row)
         out.copy_(state)
@@ -50,59 +58,64 @@ def _carries(main: Tensor, d: Tensor, start: Tensor) -> Tensor:
     return carries
 
 
-def associative(x: Tensor, d: Tensor, start: Tensor) -> Tensor:
+def associative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Hillis and Steele's scan over pairs (decay, value): log2(T) doublings, `u_t += d^k u_{t-k}` for k = 1, 2, 4, ..."""
-    u = x.double().clone()
+    u = x.to(torch.float64, copy=True)
     u[0] += d * start
     span, factor = 1, d
     while span < len(u):
         u[span:] += factor * u[:-span].clone()
         span, factor = 2 * span, factor * factor
-    return u.to(x.dtype)
+    return u.to(x.dtype), u[-1].clone()
 
 
-def convolution(x: Tensor, d: Tensor, start: Tensor) -> Tensor:
+def convolution(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Causal convolution with d^j by FFT in float64."""
     steps = len(x)
     powers = d.expand(x.shape[1]) ** torch.arange(steps, dtype=torch.float64, device=x.device)[:, None]
     size = 2 * steps
     spectrum = torch.fft.rfft(x.double(), size, dim=0) * torch.fft.rfft(powers, size, dim=0)
-    u = torch.fft.irfft(spectrum, size, dim=0)[:steps]
-    return u.addcmul_(powers, d * start).to(x.dtype)
+    u = torch.fft.irfft(spectrum, size, dim=0)[:steps].addcmul_(powers, d * start)
+    return u.to(x.dtype), u[-1].clone()
 
 
-SCANS: Mapping[str, Scan] = {"convolution": convolution, "prefix": prefix, "associative": associative}
-"""Per route: `(x (T, lanes), decay (1 or lanes,) float64, start (lanes,) float64) -> u (T, lanes)` in x's dtype."""
+SCANS: Mapping[str, Scan] = {"iterative": iterative, "convolution": convolution, "prefix": prefix, "associative": associative}
+"""Per route: `(x (T, lanes), decay (1 or lanes,), start (lanes,)) -> u (T, lanes)` in x's dtype and the last u; decay and start are float64,
+but for the iterative route of a neuron whose state is float32."""
 
 
 class LinearScan(torch.autograd.Function):
-    """`(x (T, lanes), decay float64, start (lanes,) float64, method, chunk) -> u (T, lanes)`; `chunk` lanes at a time bound the memory."""
+    """`(x (T, lanes), decay, start (lanes,), method, chunk) -> u (T, lanes), last (lanes,)`; `chunk` lanes at a time bound the memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, d: Tensor, start: Tensor, method: str, chunk: int) -> Tensor:
-        u = _by_lanes(SCANS[method], x, d, start, chunk)
+    def forward(ctx: Any, x: Tensor, d: Tensor, start: Tensor, method: str, chunk: int) -> tuple[Tensor, Tensor]:
+        u, last = _by_lanes(SCANS[method], x, d, start, chunk)
         ctx.save_for_backward(u, d, start)
         ctx.method, ctx.chunk = method, chunk
-        return u
+        return u, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         u, d, start = ctx.saved_tensors
-        adjoint = _by_lanes(SCANS[ctx.method], grads[0].flip(0), d, torch.zeros_like(start), ctx.chunk).flip(0)
-        grad_d = None
+        backwards = grads[0].flip(0)
+        backwards[0] += grads[1]
+        wide = d.double()
+        adjoint = _by_lanes(SCANS[ctx.method], backwards, wide, torch.zeros_like(start, dtype=torch.float64), ctx.chunk)[0].flip(0)
+        first, grad_d = adjoint[0].double(), None
         if ctx.needs_input_grad[1]:
-            lanes = adjoint[0].double() * start + torch.einsum("tn,tn->n", adjoint[1:].double(), u[:-1].double())
-            grad_d = lanes.sum_to_size(d.shape)
-        return adjoint, grad_d, d * adjoint[0].double(), None, None
+            lanes = first * start + torch.einsum("tn,tn->n", adjoint[1:].double(), u[:-1].double())
+            grad_d = lanes.sum_to_size(d.shape).to(d.dtype)
+        return adjoint, grad_d, (wide * first).to(start.dtype), None, None
 
 
-def _by_lanes(scan: Scan, x: Tensor, d: Tensor, start: Tensor, chunk: int) -> Tensor:
+def _by_lanes(scan: Scan, x: Tensor, d: Tensor, start: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     lanes = x.shape[1]
     if chunk >= lanes:
         return scan(x, d, start)
     d = d.expand(lanes)
     parts = [slice(at, at + chunk) for at in range(0, lanes, chunk)]
-    return torch.cat([scan(x[:, part].contiguous(), d[part], start[part]) for part in parts], dim=1)
+    results = [scan(x[:, part].contiguous(), d[part], start[part]) for part in parts]
+    return torch.cat([u for u, _ in results], dim=1), torch.cat([last for _, last in results])
 
 
-linear_scan: Callable[[Tensor, Tensor, Tensor, str, int], Tensor] = LinearScan.apply
+linear_scan: Callable[[Tensor, Tensor, Tensor, str, int], tuple[Tensor, Tensor]] = LinearScan.apply

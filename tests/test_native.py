@@ -1,0 +1,87 @@
+"""The native core: threads change no bit, one OpenMP is mapped, and everything runs without it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spikedeploy import native
+from spikedeploy.nn import Leaky, StateLeaky
+
+built = pytest.mark.skipif(not native.available(), reason="needs the native core")
+
+
+def run(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@built
+@pytest.mark.parametrize(
+    "layer", [StateLeaky(torch.rand(33), 33, learn_beta=True, learn_threshold=True), Leaky(0.9, learn_beta=True, learn_threshold=True)]
+)
+def test_threads_change_no_bit(layer):
+    x, weights = torch.randn(300, 5, 33), torch.randn(300, 5, 33)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = x.clone().requires_grad_()
+            spk, mem = layer(y)
+            loss = (spk * weights).sum() + mem.square().sum()
+            results.append([spk, mem, *torch.autograd.grad(loss, [y, *layer.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@built
+@pytest.mark.parametrize("first", ["import torch", "from spikedeploy import native; native.core()"])
+def test_one_openmp_is_mapped(first):
+    code = f"""{first}
+import torch
+from spikedeploy.nn import Leaky
+from spikedeploy import native
+native.core()
+torch.set_num_threads(2)
+Leaky(0.9)(torch.randn(100, 8, 64))
+torch.randn(1000, 1000) + 1
+print(len({{line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line}}))"""
+    assert run(code).strip() == "1"
+
+
+def test_the_switch_turns_it_off():
+    code = """import torch
+from spikedeploy import native
+from spikedeploy.errors import BadInput
+from spikedeploy.nn import Leaky, StateLeaky, leaky_scan
+print(native.available(), native.why_not())
+x = torch.randn(30, 2, 4)
+assert torch.equal(Leaky(0.9)(x)[1], leaky_scan(x, 0.9, reset='subtract', method='iterative')[1])
+assert torch.equal(StateLeaky(0.9, 4)(x)[1], StateLeaky(0.9, 4, method='prefix')(x)[1])
+try:
+    leaky_scan(x, 0.9, method='native')
+except BadInput as error:
+    print(error)"""
+    lines = run(code, SPIKEDEPLOY_NATIVE="0").splitlines()
+    assert lines[0] == "False switched off by SPIKEDEPLOY_NATIVE=0"
+    assert "switched off by SPIKEDEPLOY_NATIVE=0; the compiled core and a CPU tensor are needed" in lines[1]
+
+
+def test_importing_the_package_imports_no_torch():
+    assert run("import sys, spikedeploy, spikedeploy.nn, spikedeploy.native; print('torch' in sys.modules)").strip() == "False"
+
+
+@built
+def test_denormals_outside_are_left_alone():
+    Leaky(0.9)(torch.zeros(100, 2, 3))
+    StateLeaky(0.9, 3)(torch.zeros(100, 2, 3))
+    assert (torch.full((4,), 1e-40) * 1).count_nonzero() == 4
