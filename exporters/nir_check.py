@@ -17,7 +17,7 @@ from spikedeploy.program import Program
 from spikedeploy.runtime.reference import Real, Run, run
 from spikedeploy.steps import Array
 
-STEPS, MARGIN = 20, 1e-6
+STEPS, MARGIN = 20, 1e-9
 LEVELS = (0.3, 1.0, 3.0, 10.0)
 """One sample each: quiet to loud, so that some neurons fire and some do not whatever the weights are."""
 

@@ -16,7 +16,7 @@ Discretisation = Literal["euler", "exact"]
 FanIn = Literal["sum", "relay", "relay-or-sum"]
 
 MAPS = frozenset({"Affine", "Conv2d", "Flatten"})
-ALL = MAPS | {"AvgPool2d", "SumPool2d", "Scale", "Delay", "LI", "Threshold", "CubaLIF", "LIF"}
+ALL = MAPS | {"AvgPool2d", "SumPool2d", "Scale", "Delay", "LI", "I", "Threshold", "CubaLIF", "LIF"}
 
 
 @dataclass(frozen=True, slots=True)
