@@ -10,7 +10,7 @@ count, whole or chunked, layer by layer or step by step, dense input or events: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any, Literal
@@ -75,6 +75,25 @@ class Collect:
         if self.reduce == "mean":
             return self.value / np.float32(self.steps)
         return self.value + np.float32(0) if self.reduce == "max" else self.value  # the sign of a zero maximum is nobody's
+
+
+class Stream:
+    """Steps without copies or checks: write `input`, call `step`, read `outputs`; the state is the engine's.
+
+    input    `(B, *input_shape)` float32, yours to fill with finite numbers
+    outputs  per output name its wire at this step, `(B, *shape)`, overwritten by the next step
+    """
+
+    def __init__(self, tape: Any, engine: EventEngine) -> None:
+        program = engine.program
+        self.input = np.zeros((1, engine.batch, *program.input_shape), np.float32)
+        tape.feed(self.input)
+        if tape.copies:
+            self.input = tape.of(INPUT).dense[:, : tape.of(INPUT).size]
+            self.input.shape = (1, engine.batch, *program.input_shape)
+        self.input = self.input[0]
+        self.outputs = {output.name: tape.view(output.wire, 1)[0] for output in program.outputs}
+        self.step: Callable[[], object] = tape.single()
 
 
 class EventEngine:
@@ -164,6 +183,12 @@ class EventEngine:
         wires, _ = next(found)
         return {output.name: wires[output.wire][0] for output in self.program.outputs}
 
+    def stream(self) -> Stream:
+        """For tight loops, see `Stream`; until `run` or `step` is called on the engine. Raises `BadInput` without the compiled kernels."""
+        if not self._machine:
+            raise BadInput(message("stream", "the engine runs in NumPy", "the compiled kernels are needed", "Use step()."))
+        return Stream(self._machine.tape(1, self._wires), self)
+
     def run(self, x: npt.ArrayLike | Events, *, record: Collection[str] = (), order: Order = "layer", chunk: int | None = None) -> Run:
         """A whole sequence, from the present state on: `x (T, B, *input_shape)` or `Events`.
 
@@ -178,7 +203,7 @@ class EventEngine:
             raise BadInput(
                 message("run", f"record {unknown}, order {order!r}, chunk {chunk}", "known wires, 'layer' or 'step', chunk at least 1")
             )
-        source = self._source(x)
+        source = self._source(x, checked=not (self._machine and self._machine.compiled))
         steps = source.shape[0] if isinstance(source, np.ndarray) else len(source.ones) // self.batch
         kept = tuple(dict.fromkeys([*self._wires, *record]))
         records = tuple(dict.fromkeys([*record, *self._whole()]))
@@ -188,6 +213,7 @@ class EventEngine:
         if tape is not None:
             spikes = self._sequence(tape, source, steps, plans, kept_plans)
         else:
+            source = self._source(x)
             spikes = self._collect(self._run(source, kept, 1 if order == "step" else chunk or 0), plans, kept_plans)
         return Run(
             outputs={name: collect.result for name, collect in plans.items()},
@@ -232,15 +258,18 @@ class EventEngine:
         kept = [(output.wire, outputs[output.name]) for output in self.program.outputs] + list(records.items())
         for wire, collect in kept:
             collect.reserve((self.batch, *self.program.wires[wire]))
-        tape.sequence(steps, [(wire, collect.code, collect.value) for wire, collect in kept])
+        if not tape.sequence(steps, [(wire, collect.code, collect.value) for wire, collect in kept]):
+            raise BadInput(message("input", "NaN or infinity", "finite numbers are needed"))
         return {step.name: tape.spikes(step.name) for step in self.program.spiking}
 
     def _whole(self) -> list[str]:
         """Wires whose every step is an output anyway."""
         return [output.wire for output in self.program.outputs if output.reduce == "none"]
 
-    def _source(self, x: npt.ArrayLike | Events) -> Real | Rows:
-        return sort_events(x, self.program, self.batch) if isinstance(x, Events) else dense_input(x, self.program, self.batch)
+    def _source(self, x: npt.ArrayLike | Events, *, checked: bool = True) -> Real | Rows:
+        if isinstance(x, Events):
+            return sort_events(x, self.program, self.batch)
+        return dense_input(x, self.program, self.batch, checked=checked)
 
     def _run(self, source: Real | Rows, kept: Collection[str], chunk: int) -> Iterator[tuple[dict[str, Real], dict[str, int]]]:
         """Chunk after chunk: the kept wires and the spikes per spiking wire."""

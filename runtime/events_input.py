@@ -91,20 +91,17 @@ def densify(rows: Rows, program: Program, batch: int) -> Real:
     return x.reshape(count // batch, batch, *program.input_shape)
 
 
-def dense_input(x: Any, program: Program, batch: int) -> Real:
-    """`x (T, B, *input_shape)` in float32, C order, checked."""
-    array = check_input(program, x)
+def dense_input(x: Any, program: Program, batch: int, *, checked: bool = True) -> Real:
+    """`x (T, B, *input_shape)` in float32, C order. checked: NaN, infinity and numbers beyond float32 are refused here."""
+    array = np.asarray(x)
+    checked = checked or array.dtype != np.float32 or array.ndim != len(program.input_shape) + 2 or program.input_kind != "float"
+    if checked or array.shape[2:] != program.input_shape or 0 in array.shape:
+        array = check_input(program, array)
     if array.shape[1] != batch:
-        raise BadInput(
-            message(
-                "input",
-                f"a batch of {array.shape[1]}",
-                f"the engine was made for {batch}",
-                f"Use EventEngine(program, batch={array.shape[1]}).",
-            )
-        )
+        found, needed = f"a batch of {array.shape[1]}", f"the engine was made for {batch}"
+        raise BadInput(message("input", found, needed, f"Use EventEngine(program, batch={array.shape[1]})."))
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(narrow).all():
+    if checked and array.dtype != np.float32 and not np.isfinite(narrow).all():
         raise BadInput(message("input", "numbers beyond float32", "finite float32 numbers are needed"))
     return narrow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from math import prod
 from typing import Any
@@ -84,6 +85,17 @@ class Machine:
                 above = u > theta if packed.strict else u >= theta
                 for number, (first, count) in enumerate(panels(u.shape[1])):
                     packed.arrays["loud"][:, number] = above[:, first : first + count].any(axis=1)
+
+    def snapshot(self) -> list[tuple[Any, Any]]:
+        """Copies of everything that running changes."""
+        names = ("state", "state2", "pending", "loud")
+        arrays = [packed.arrays[name] for packed in self.packed.values() for name in names if name in packed.arrays]
+        return [(array, array.copy()) for array in arrays]
+
+    def restore(self, before: list[tuple[Any, Any]]) -> None:
+        """Back to the snapshot."""
+        for array, copy in before:
+            array[...] = copy
 
     def chunk(self, kept: Collection[str]) -> int:
         """Steps per block: as many as keep the numbers of all wires in about 1 MB."""
@@ -249,14 +261,28 @@ class Tape:
         for segment in self.segments:
             segment(steps)
 
-    def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> None:
-        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes."""
+    def single(self) -> Callable[[], object]:
+        """One step as a call without arguments."""
+        if len(self.segments) > 1:
+            return lambda: self.run(1)
+        run, table, count = self.machine.lib.sd_event_run, self.tables[0], len(self.tables[0])
+        return partial(run, table, count, 1, self.machine.batch, self.machine.threads)
+
+    def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> bool:
+        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False where the input
+        holds NaN or infinity; the states are then as before."""
         ffi, machine = self.machine.ffi, self.machine
         table = ffi.new("sd_kept[]", max(len(kept), 1))
         for entry, (wire, reduce, into) in zip(table, kept, strict=False):
             entry.wire, entry.reduce, entry.into = self.of(wire).struct, reduce, machine.pointer("float", into)
         ops, count = self.tables[0], len(self.tables[0])
-        machine.lib.sd_event_sequence(ops, count, steps, self.steps, machine.batch, machine.threads, self.wires[INPUT].struct, table, len(kept))
+        before = machine.snapshot()
+        fine = machine.lib.sd_event_sequence(
+            ops, count, steps, self.steps, machine.batch, machine.threads, self.wires[INPUT].struct, table, len(kept)
+        )
+        if not fine:
+            machine.restore(before)
+        return bool(fine)
 
     def spikes(self, wire: str) -> int:
         """Spikes on a neuron's wire since this was last asked."""

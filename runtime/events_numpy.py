@@ -15,10 +15,11 @@ from spikedeploy import steps as S
 from spikedeploy.runtime import reference
 from spikedeploy.runtime.events_math import activation, exp32, log32, row_sum
 from spikedeploy.runtime.events_quant import Quantised
-from spikedeploy.runtime.reference import Real, State
+from spikedeploy.runtime.reference import Real, State, fires
 from spikedeploy.steps import Step
 
 ONE = np.float32(1)
+TINY = np.finfo(np.float32).tiny
 
 
 def _start(bias: Real | None, out: int) -> Real:
@@ -143,6 +144,32 @@ def l2_normalize(step: S.L2Normalize, x: Real, state: State) -> Real:
     return x / np.maximum(np.sqrt(row_sum(x * x)), np.float32(step.eps))[..., None]
 
 
+def settle(u: Real) -> Real:
+    """A state below the normal range (2^-126) becomes +0: it would stay there for good, and every later step would take ten times as long."""
+    return np.where(np.abs(u) < TINY, np.float32(0), u)
+
+
+def integrator(step: S.Integrator, x: Real, state: State) -> Real:
+    state["u"] = settle(step.decay * state["u"] + x)
+    return state["u"]
+
+
+def lif(step: S.LIF, x: Real, state: State) -> tuple[Real, Real]:
+    u = state["u"]
+    if step.reset == "value":
+        u = settle(step.decay * u + x)
+        fired = fires(step, u)
+        state["u"] = settle(np.where(fired > 0, step.reset_value, u).astype(np.float32))
+        return step.amplitude * fired, state["u"]
+    again = fires(step, u)
+    u = settle(step.decay * u + x - again * step.threshold if step.reset == "subtract" else step.decay * ((1 - again) * u) + x)
+    fired = fires(step, u)
+    if not step.reset_delay:
+        u = settle(u - (fired - again) * (step.threshold if step.reset == "subtract" else u))
+    state["u"] = u
+    return step.amplitude * fired, u
+
+
 def matrix_memory(step: S.MatrixMemory, v: Real, k: Real, alpha: Real, state: State) -> Real:
     if step.semantics == "snntorch-1.0.0":
         eps = np.float32(1e-8)
@@ -150,21 +177,21 @@ def matrix_memory(step: S.MatrixMemory, v: Real, k: Real, alpha: Real, state: St
         state["log_p"] = state["log_p"] + log32(alpha)
         p = exp32(state["log_p"])
         k = k * (p / (p + eps))
-    state["S"] = state["S"] * alpha[:, None, :] + v[:, :, None] * k[:, None, :]
+    state["S"] = settle(state["S"] * alpha[:, None, :] + v[:, :, None] * k[:, None, :])
     return state["S"]
 
 
 def delta_memory(step: S.DeltaMemory, v: Real, k: Real, alpha: Real, beta: Real, state: State) -> Real:
     kept = state["S"] * alpha[:, None, :]
     read = row_sum(kept * k[:, None, :])
-    state["S"] = kept + (beta * (v - read))[:, :, None] * k[:, None, :]
+    state["S"] = settle(kept + (beta * (v - read))[:, :, None] * k[:, None, :])
     return state["S"]
 
 
 def diagonal_ssm(step: S.DiagonalSSM, x: Real, state: State) -> Real:
     re, im = state["re"], state["im"]
-    state["re"] = step.a_re * re - step.a_im * im + x[..., None]
-    state["im"] = step.a_re * im + step.a_im * re
+    state["re"] = settle(step.a_re * re - step.a_im * im + x[..., None])
+    state["im"] = settle(step.a_re * im + step.a_im * re)
     return 2 * row_sum(step.c_re * state["re"] - step.c_im * state["im"]) + step.d * x
 
 
@@ -177,6 +204,8 @@ STEP: Mapping[type[Step], Callable[..., Any]] = {
     S.Activation: lambda step, x, state: activation(step.function, x),
     S.LayerNorm: layer_norm,
     S.L2Normalize: l2_normalize,
+    S.Integrator: integrator,
+    S.LIF: lif,
     S.MatrixMemory: matrix_memory,
     S.DeltaMemory: delta_memory,
     S.DiagonalSSM: diagonal_ssm,

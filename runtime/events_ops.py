@@ -143,7 +143,7 @@ def _silent(neurons: Neurons, bias: Array) -> Array | None:
     if neurons.mode not in ("plain", "subtract", "zero", "value"):
         return None
     theta = neurons.arrays["theta"]
-    quiet = stays_silent(neurons.arrays["decay"], theta, bias, strict=neurons.strict) & (theta >= 0)
+    quiet = stays_silent(neurons.arrays["decay"], theta, bias, strict=neurons.strict) & (theta >= 0 if neurons.strict else theta > 0)
     return np.array([quiet[first : first + count].all() for first, count in panels(len(bias))], np.uint8)
 
 

@@ -102,14 +102,28 @@ static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batc
     }
 }
 
-/* A whole sequence: block after block, all operations on each; the input pointers move along. */
-void sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
-                       const sd_kept *kept, int64_t keeping) {
+/* Whether no number is NaN or infinite: those have an exponent of ones only. */
+SD_CLONES int sd_event_finite(const float *x, int64_t count) {
+    const int32_t high = 0x7f800000;
+    int32_t bad = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], 4);
+        bad |= (bits & high) == high;
+    }
+    return !bad;
+}
+
+/* A whole sequence: block after block, all operations on each; the input pointers move along. Returns 0 at the first block that holds NaN or infinity. */
+int sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
+                      const sd_kept *kept, int64_t keeping) {
     for (int64_t first = 0; first < steps; first += block) {
         int64_t now = steps - first < block ? steps - first : block;
+        if (!input->outside && !sd_event_finite(input->dense, now * batch * input->stride)) return 0;
         sd_event_run(ops, count, now, batch, threads);
         for (int64_t i = 0; i < keeping; i++) keep(&kept[i], first, now, batch);
         if (input->outside) input->start += now * batch, input->ones += now * batch;
         else input->dense += now * batch * input->stride;
     }
+    return 1;
 }

@@ -34,7 +34,8 @@ typedef struct {
     float *into;              /* (T, B, size), or (B, size) when reduced */
 } sd_kept;
 
-void sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
+int sd_event_finite(const float *x, int64_t count);
+int sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
                        const sd_kept *kept, int64_t keeping);
 void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t batch, int64_t threads);
 void sd_event_settle(sd_event_op *op, int64_t batch);

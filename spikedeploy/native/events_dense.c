@@ -124,8 +124,8 @@ SD_CLONES void sd_event_ssm(const sd_event_op *op, int64_t steps, int64_t batch)
                 for (int64_t m = 0; m < modes; m++) {
                     int64_t i = h * modes + m;
                     float r = re[i], s = im[i];
-                    re[i] = a_re[i] * r - a_im[i] * s + x[h];
-                    im[i] = a_re[i] * s + a_im[i] * r;
+                    re[i] = sd_settle_one(a_re[i] * r - a_im[i] * s + x[h]);
+                    im[i] = sd_settle_one(a_re[i] * s + a_im[i] * r);
                     part[i] = c_re[i] * re[i] - c_im[i] * im[i];
                 }
             for (int64_t h = 0; h < channels; h++) y[h] = 2.0f * lane_sum(part + h * modes, NULL, modes) + op->bias[h] * x[h];

@@ -121,7 +121,7 @@ SD_INLINE void catch_up(const sd_event_op *op, const int nv, v16 *u, int64_t col
     for (int v = 0; v < nv; v++) {
         v16 now = u[v];
         for (int32_t k = 0; k < steps; k++) {
-            v16 next = d[v] * now + b[v];
+            v16 next = sd_settle(d[v] * now + b[v]);
             if (!memcmp(&next, &now, 64)) break;
             now = next;
         }

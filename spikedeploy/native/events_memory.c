@@ -38,14 +38,14 @@ SD_INLINE float lanes_product(const float *x, const float *y, int64_t n) {
 
 SD_INLINE void write_rows(float *s, const float *v, const float *k, const float *a, int64_t d, int64_t n) {
     for (int64_t i = 0; i < d; i++, s += n)
-        for (int64_t j = 0; j < n; j++) s[j] = s[j] * a[j] + v[i] * k[j];
+        for (int64_t j = 0; j < n; j++) s[j] = sd_settle_one(s[j] * a[j] + v[i] * k[j]);
 }
 
 SD_INLINE void delta_rows(float *s, const float *v, const float *k, const float *a, float beta, int64_t d, int64_t n) {
     for (int64_t i = 0; i < d; i++, s += n) {
         for (int64_t j = 0; j < n; j++) s[j] = s[j] * a[j];
         float write = beta * (v[i] - lanes_product(s, k, n));
-        for (int64_t j = 0; j < n; j++) s[j] = s[j] + write * k[j];
+        for (int64_t j = 0; j < n; j++) s[j] = sd_settle_one(s[j] + write * k[j]);
     }
 }
 
