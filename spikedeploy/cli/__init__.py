@@ -58,6 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def outcome(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    from spikedeploy.cli.outcome import run
+    from spikedeploy.cli.endings import run
 
     return run(group, arguments)

@@ -37,7 +37,7 @@ def command(file: str, input_file: str, output: str | None, engine: str | None, 
         opened = open_artifact(file, "model", "nir", "onnx", dt=dt, model=model)
     kind = engine or ("onnxruntime" if opened.kind == "onnx" else "reference")
     with working(f"running ({kind})"):
-        shown, result = ENGINES[kind](opened, load_input(input_file))
+        shown, result = ENGINES[kind](opened, load_input(input_file), input_file)
     written = write_bytes(output, _npz(result)) if output is not None else None
     rates = {name: {"rate": spikes / result.decisions[name], "spikes": spikes} for name, spikes in result.spikes.items()}
     lines = [f"{name:30s} {item['rate']:8.2%} of {result.decisions[name]:,} fired" for name, item in rates.items()]
@@ -60,28 +60,28 @@ def _npz(result: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _reference(opened: Any, x: Any) -> tuple[str, Any]:
+def _reference(opened: Any, x: Any, source: str) -> tuple[str, Any]:
     from spikedeploy.artifact import program_of
     from spikedeploy.runtime import reference
     from spikedeploy.verify.inputs import fitted
 
     program = program_of(opened, x)
     record = [step.name for step in program.spiking]
-    return "reference (float32)", reference.run(program, fitted(program, x), dtype=np.float32, record=record)
+    return "reference (float32)", reference.run(program, fitted(program, x, source), dtype=np.float32, record=record)
 
 
-def _events(opened: Any, x: Any) -> tuple[str, Any]:
+def _events(opened: Any, x: Any, source: str) -> tuple[str, Any]:
     from spikedeploy.artifact import program_of
     from spikedeploy.runtime.events import EventEngine
     from spikedeploy.verify.inputs import fitted
 
     program = program_of(opened, x)
-    data = fitted(program, x)
+    data = fitted(program, x, source)
     engine = EventEngine(program, batch=data.shape[1])
     return "events", engine.run(data, record=[step.name for step in program.spiking])
 
 
-def _onnx(opened: Any, x: Any) -> tuple[str, Any]:
+def _onnx(opened: Any, x: Any, source: str) -> tuple[str, Any]:
     from spikedeploy.errors import BadInput, message
 
     if opened.runner is None:
@@ -89,5 +89,5 @@ def _onnx(opened: Any, x: Any) -> tuple[str, Any]:
     return "ONNX Runtime", opened.runner.run(x[:, None] if x.ndim == 1 + len(opened.runner.info.input_shape) else x)
 
 
-ENGINES: Mapping[str, Callable[[Any, Any], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
+ENGINES: Mapping[str, Callable[[Any, Any, str], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
 """Per engine: what to call it, and the run."""

@@ -71,7 +71,7 @@ class _Trail:
         self.steps = [reference.cast(step, np.float64) for step in program.steps]
         self.rules = [_rule(program, index, doubt) for index in range(len(program.steps))]
         self.states = reference.zeros(program, x.shape[1])
-        self.memory: list[dict[str, Any]] = [{} for _ in program.steps]
+        self.memory = _memories(program, x, doubt)
         self.doubt, self.length = doubt, len(x)
         self.wires: dict[str, list[Bounded]] = {name: [] for name in keep}
         spiking = [step.name for step in program.spiking]
@@ -95,6 +95,14 @@ class _Trail:
                 self.spikes[step.name].append(results[0])
         for name in self.wires:
             self.wires[name].append(seen[name])
+
+
+def _memories(program: Program, x: Real, doubt: Doubt) -> list[dict[str, Any]]:
+    """Empty, but for transforms: they spread their rounding over all steps, so their bound needs the energy of the whole signal."""
+    transforms = {step.name: step.inputs[0] for step in program.steps if isinstance(step, S.DiagonalSSM) and doubt.parallel}
+    signals = reference.run(program, x, record=transforms.values()).wires if transforms else {}
+    energy = {name: (signals[wire] ** 2).sum(axis=0) for name, wire in transforms.items()}
+    return [{"energy": energy[step.name]} if step.name in energy else {} for step in program.steps]
 
 
 def _rule(program: Program, index: int, doubt: Doubt) -> Rule:

@@ -18,7 +18,7 @@ GAINS = (1.0, 1.0, 4.0, 4.0, 0.25, 2.0, 16.0, 8.0)
 
 
 def random_input(program: Program, steps: int, batch: int, seed: int, rate: float = 0.25) -> Real:
-    """`(T, B, *shape)` float32: even samples are spikes of probability `rate`, odd ones standard normal, at several gains; tokens uniform."""
+    """`(T, B, *shape)` float32: even samples are spikes of probability `rate`, odd ones standard normal, at several gains."""
     check_sizes(program, steps, batch)
     rng = np.random.default_rng(seed)
     shape = (steps, batch, *program.input_shape)
@@ -55,20 +55,9 @@ def check_sizes(program: Program, steps: int, batch: int) -> None:
         raise BadInput(message("input", f"{steps} steps of a batch of {batch}", f"at most {MAX_VALUES} values are used", "Ask for fewer."))
 
 
-def load_input(path: str | os.PathLike[str], program: Program | None = None) -> Real:
-    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`; with a program, as `fitted` gives it.
-
-    Raises `BadInput` with the shape that is needed and what was found. Nothing is unpickled.
-    """
-    array = _array(Path(path))
-    if program is None:
-        return array
-    if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
-        array = array[:, None]
-    try:
-        return np.ascontiguousarray(reference.check_input(program, array), np.float32)
-    except BadInput as error:
-        raise BadInput(str(error).replace("input:", f"{path}:", 1)) from None
+def load_input(path: str | os.PathLike[str]) -> Real:
+    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`. Raises `BadInput`; nothing is unpickled."""
+    return _array(Path(path))
 
 
 def _array(path: Path) -> Real:
@@ -96,8 +85,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def fitted(program: Program, array: Real) -> Real:
+def fitted(program: Program, array: Real, where: str = "input") -> Real:
     """`array` as the program's input; a single sample `(T, *shape)` gets its batch axis. Raises `BadInput` with the needed shape."""
     if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
         array = array[:, None]
-    return reference.check_input(program, array)
+    try:
+        return reference.check_input(program, array)
+    except BadInput as error:
+        raise BadInput(f"{where}{str(error).removeprefix('input')}") from None

@@ -85,7 +85,7 @@ def matrix_memory(moment: Moment, v: Bounded, k: Bounded, alpha: Bounded) -> Rea
 
 
 def _gate(moment: Moment, alpha: Bounded) -> Bounded:
-    """`p / (p + 1e-8)`, p held as its logarithm: dg/dlog p = g (1 - g). Below the normal range p is off by TINY, and g by 1e8 times that."""
+    """`p / (p + 1e-8)`, p held as its logarithm: dg/dlog p = g (1 - g). Below the normal range p is off by TINY, g by 1e8 times that."""
     log_p = moment.after["log_p"]
     error = moment.memory.get("log_p", np.zeros_like(log_p)) + alpha.error / np.maximum(alpha.value - alpha.error, 1e-8)
     error = error + UNIT * (2 * np.abs(np.log(alpha.value)) + np.abs(log_p)) * np.where(alpha.value == 1, 0, 1)

@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from spikedeploy.errors import NotEquivalent
 from spikedeploy.program import Program
-from spikedeploy.runtime import reference
 from spikedeploy.verify import judge
 from spikedeploy.verify.bounds import Bounds, bound
 from spikedeploy.verify.certificate import Certificate, Finding, LayerCheck, OutputCheck
 from spikedeploy.verify.extras import extras
-from spikedeploy.verify.inputs import lively_input
+from spikedeploy.verify.inputs import fitted, lively_input
 from spikedeploy.verify.parties import Party, ProgramParty, Real
 from spikedeploy.verify.rules import Doubt
 from spikedeploy.verify.sides import Sides, artifact_parties, opened_artifact, sides_of
@@ -62,7 +61,8 @@ def verify(
         batch = next((fixed for party in parties if (fixed := getattr(party, "batch", None))), batch)
         data, source = lively_input(sides.program, steps, batch, seed, rate), f"random input, seed {seed}"
     else:
-        data, source = np.ascontiguousarray(reference.check_input(sides.program, given), np.float32), "given input"
+        source = "given input"
+        data = np.ascontiguousarray(fitted(sides.program, given, input_source or "input"), np.float32)
     trial = Trial(sides, data, progress)
     trial.run(parties)
     findings = (*trial.findings, *about.findings, *extras(sides, data, trial.bounds(sides.program, Doubt())))

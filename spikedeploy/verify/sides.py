@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,18 @@ def _program_parties(sides: Sides, program: Program, name: str) -> tuple[Sequenc
         raise BadInput(message("artifact", text, "they must be equal", "Is it another model's?"))
     party = ProgramParty(f"{name} (float32)", program, sides.program)
     renamed, findings = _renamed(sides.program, party)
-    return (renamed,), (*findings, *tie_findings(renamed), *(Finding("note", note) for note in program.notes))
+    return (renamed,), (*findings, *_origin(sides.program, program), *tie_findings(renamed))
+
+
+def _origin(source: Program, program: Program) -> Iterator[Finding]:
+    """What the file says of itself; a warning where it says that another program is in it."""
+    for note in program.notes:
+        made_from = note.removeprefix(MADE_FROM) if note.startswith(MADE_FROM) else None
+        if made_from is None:
+            yield Finding("note", note)
+        elif made_from != source.digest:
+            text = f"the artifact says it was {MADE_FROM}{made_from[:16]}, this model converts to {source.digest[:16]}"
+            yield Finding("warn", f"{text}: other weights, or other options", {"artifact": made_from, "model": source.digest})
 
 
 def _renamed(source: Program, party: ProgramParty) -> tuple[ProgramParty, tuple[Finding, ...]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedeploy.program import Program
+from spikedeploy.trace import evaluating
 from spikedeploy.verify.parties import Observation, Real
 from spikedeploy.verify.rules import Doubt
 
@@ -21,8 +22,10 @@ LONE = "layer"
 class TorchParty:
     """The trained model as it was trained: whole sequences at once, in float32."""
 
-    def __init__(self, model: nn.Module, source: Program, name: str = "parallel (torch, float32)") -> None:
-        self.model, self.source, self.name = model.eval(), source, name
+    name = "parallel (torch, float32)"
+
+    def __init__(self, model: nn.Module, source: Program) -> None:
+        self.model, self.source = model, source
         self.doubt = Doubt(parameters=2, functions=8, parallel=True)
         modules = dict(model.named_modules())
         if LONE not in modules:
@@ -34,7 +37,7 @@ class TorchParty:
 
     def observe(self, x: Real, forced: Mapping[str, Real] | None) -> Observation:
         taps = {name: _Tap(self.source.wires[name], x.shape[1], None if forced is None else forced[name]) for name in self.modules}
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), evaluating(self.model), ExitStack() as stack:
             for name, module in self.modules.items():
                 stack.enter_context(_tapped(module, taps[name]))
             outputs = self.model(self._tensor(x))
@@ -123,18 +126,28 @@ def _tapped_output(module: nn.Module, tap: _Tap) -> Iterator[None]:
         handle.remove()
 
 
+FUSED = ("auto", "native")
+"""Methods of our memory layers that may take a kernel which does everything at once."""
+
+
 @contextmanager
 def _tapped_fire(module: nn.Module, tap: _Tap) -> Iterator[None]:
-    """A memory spikes in the middle of its forward: its `fire` is where the membranes can be seen and the spikes replaced."""
+    """A memory spikes in the middle of its forward: its `fire` is where the membranes can be seen and the spikes replaced.
+
+    The fused kernel has no such place. On the reference's spikes its torch form is judged; on its own the model runs as it is.
+    """
     original: Callable[[Tensor], Tensor] = module.fire  # type: ignore[assignment]
     method = getattr(module, "method", None)
+    if method in FUSED and tap.forced is None:
+        yield
+        return
 
     def fire(membrane: Tensor) -> Tensor:
         return tap.see(original(membrane), membrane)
 
     module.__dict__["fire"] = fire
-    if method in ("auto", "native"):
-        module.__dict__["method"] = "prefix"
+    if method in FUSED:
+        module.__dict__["method"] = module.fallback
     try:
         yield
     finally:
@@ -145,7 +158,7 @@ def _tapped_fire(module: nn.Module, tap: _Tap) -> Iterator[None]:
 
 @contextmanager
 def _tapped_exact(module: nn.Module, tap: _Tap) -> Iterator[None]:
-    """A neuron trained through a surrogate network is judged with its true reset: what the surrogate costs is another question, asked apart."""
+    """A neuron trained through a surrogate network is judged with its true reset; what the surrogate costs is asked apart."""
     surrogate = module._modules.pop("sdn")
     module.__dict__["sdn"] = None
     try:
