@@ -116,7 +116,9 @@ def _gate(gates: Mapping[str, Mapping[str, list[str]]], prefix: str, name: str, 
 
 def _order(nodes: Mapping[str, Node], edges: list[tuple[str, str]]) -> list[str]:
     """Node names in an order in which everything is written before it is read; the alphabet decides between equals."""
-    waiting = {name: {a for a, b in edges if b == name} for name in sorted(nodes)}
+    waiting: dict[str, set[str]] = {name: set() for name in sorted(nodes)}
+    for source, target in edges:
+        waiting[target].add(source)
     order: list[str] = []
     while waiting:
         ready = [name for name, sources in waiting.items() if not sources & waiting.keys()]
@@ -161,7 +163,9 @@ class _Build:
         self.steps: list[Step] = []
         self.wire: dict[str, str] = {}
         self.shapes: dict[str, Shape] = {}
-        self.sources = {name: sorted(a for a, b in edges if b == name) for name in nodes}
+        self.sources: dict[str, list[str]] = {name: [] for name in nodes}
+        for source, target in sorted(edges):
+            self.sources[target].append(source)
         self.inputs = [name for name, node in nodes.items() if node.kind == "Input" and not self.sources[name]]
         self.names, self.parts = names, parts
         if len(self.inputs) != 1:
