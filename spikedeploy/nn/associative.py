@@ -29,13 +29,14 @@ class AssociativeLeaky(MemoryLayer):
     state_quant           quantiser of S before firing, as snnTorch's
     initial_retention     steps that a write should last at first: the bias of alpha becomes ln(horizon); one number or `(n,)`
     topk_k, topk_v        keep only the largest entries of k and v (count, or fraction as a float); straight-through gradient
-    method                "iterative", "prefix", "associative", "native" or "auto"; there is no convolution: the decay varies with time
+    method                "iterative", "prefix", "associative", "native", "triton" or "auto"; no convolution: the decay varies with time
     chunk                 steps of a segment: the backward of the torch forms recomputes one segment at a time
 
     Raises `BadInput` on a size, threshold, method or top-k that cannot be.
     """
 
     routes: ClassVar[dict[str, Route]] = dict(ROUTES)
+    on_gpu: ClassVar[bool] = True
 
     @classmethod
     def from_num_spiking_neurons(cls, in_dim: int, num_spiking_neurons: int, use_q_projection: bool = True, **options: Any) -> Self:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -31,13 +33,24 @@ def retention_bias(horizon: float | Sequence[float] | Tensor, width: int, where:
     return steps.log().expand(width)
 
 
+def why_no_triton(x: Tensor) -> str:
+    """Why the Triton kernel cannot take `x`; empty when it can. Triton's interpreter also takes tensors on a CPU."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton runs on a GPU, not on {x.device.type}"
+    return ""
+
+
 class MemoryLayer(nn.Module):
     """Base of the matrix-state layers; subclasses say which projections write the state and by which routes it is run."""
 
     routes: ClassVar[Mapping[str, Route]]
     """Pure torch routes by method name; `native` and `auto` exist besides."""
     fallback: ClassVar[str] = "prefix"
-    """What `auto` takes where there is no native core."""
+    """What `auto` takes where there is neither native core nor GPU kernel."""
+    on_gpu: ClassVar[bool] = False
+    """Whether there is a Triton kernel: method "triton"."""
     threshold: Tensor
     graded_spikes_factor: Tensor
 
@@ -84,7 +97,7 @@ class MemoryLayer(nn.Module):
 
     def check_method(self, method: str) -> str:
         """`method` itself; raises `BadInput` for one that this family does not admit, saying why."""
-        admitted = (*self.routes, "native", "auto")
+        admitted = (*self.routes, "native", *(("triton",) if self.on_gpu else ()), "auto")
         if method == "convolution":
             found = "method='convolution' needs a decay that is the same at every step"
             raise BadInput(message(type(self).__name__, found, f"here it depends on the input, which admits {', '.join(admitted)}"))
@@ -164,17 +177,22 @@ class MemoryLayer(nn.Module):
     def route(self, x: Tensor) -> str:
         """The method that a call on `x` takes: `method`, with `auto` resolved by device, dtype and what is installed.
 
-        Raises `BadInput` where `native` is asked for and cannot be had.
+        Raises `BadInput` where `native` or `triton` is asked for and cannot be had.
         """
         if self.method == "auto":
-            return "native" if memory_native.admits(x) else self.fallback
-        if self.method == "native" and not memory_native.admits(x):
-            found = memory_native.why_not(x)
-            raise BadInput(message(f"{type(self).__name__} method='native'", found, "", "Use method='auto'."))
+            on_gpu = self.on_gpu and x.is_cuda and not why_no_triton(x)
+            return "native" if memory_native.admits(x) else "triton" if on_gpu else self.fallback
+        why = {"native": memory_native.why_not, "triton": why_no_triton}.get(self.method)
+        if why is not None and why(x):
+            raise BadInput(message(f"{type(self).__name__} method={self.method!r}", why(x), "", "Use method='auto'."))
         return self.method
 
     def _run(self, x: Tensor) -> Route:
         method = self.route(x)
+        if method == "triton":
+            from spikedeploy.nn import triton_memory
+
+            return triton_memory.states
         return memory_native.states if method == "native" else self.routes[method]
 
     def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
 from spikedeploy.nn.memory_scan import Inputs
@@ -86,6 +87,7 @@ class _Memory(torch.autograd.Function):
         return y, end
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
         v, k, alpha, beta, q, limit, state, _ = saved
