@@ -424,3 +424,14 @@ def test_a_program_party_reports_what_the_reference_does() -> None:
     run = reference.run(program, x, record=["lif.mem"])
     assert np.array_equal(seen.membranes["lif"], run.wires["lif.mem"])
     assert np.array_equal(seen.outputs["spikes"], run.outputs["spikes"])
+
+
+def test_silence_settles_an_onnx_state_without_a_complaint(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from spikedeploy.exporters.onnx_cell import write
+
+    program = leaky(normal(4, 3), np.array([0.55, 0.6, 0.9, 0.3]))
+    write(program, tmp_path / "m.onnx")
+    x = np.zeros((250, 2, 3), np.float32)
+    x[0] = 1.7
+    certificate = verify(program, tmp_path / "m.onnx", x)
+    assert certificate.passed, str(certificate)

@@ -16,6 +16,8 @@ from spikedeploy.verify.parties import Observation, Real
 from spikedeploy.verify.probes import fires_on_tie
 from spikedeploy.verify.rules import Doubt
 
+FLOOR = 2.0**-103
+"""States below this may settle at zero: cells keep their states off the denormals."""
 LIBRARY = 8.0
 """ONNX Runtime's own exp, sigmoid and erf, in units of 2^-24 of absolute error."""
 
@@ -26,7 +28,7 @@ class OnnxParty:
     def __init__(self, runner: Any, source: Program, name: str = "artifact") -> None:
         self.runner, self.source, self.name = runner, source, f"{name} (ONNX Runtime)"
         same = runner.info.digest == source.digest
-        self.doubt = Doubt(functions=LIBRARY) if same else Doubt(parameters=16, decay=8, functions=LIBRARY)
+        self.doubt = Doubt(functions=LIBRARY, floor=FLOOR) if same else Doubt(parameters=16, decay=8, functions=LIBRARY, floor=FLOOR)
         self.batch: int | None = runner.info.batch
 
     def _shown(self) -> Mapping[str, Any]:

@@ -40,12 +40,14 @@ class Doubt:
     parameters  relative: weights folded, rescaled, stored again
     decay       of `max(d, 1 - d)`: a decay that went through a time constant and back
     functions   absolute: a library's own exp, sigmoid, erf
+    floor       not in units but as it is: states this small may settle at zero (silent neurons must not fill with denormals)
     parallel    whole sequences at once: the rules of `parallel.py` come in
     """
 
     parameters: float = 0.0
     decay: float = 0.0
     functions: float = 0.0
+    floor: float = 0.0
     parallel: bool = False
 
 

@@ -35,8 +35,16 @@ def _leak(moment: Moment, u: Bounded, x: Bounded) -> Bounded:
     return Bounded(result.value, result.error + extra)
 
 
+def _settled(moment: Moment, state: Bounded) -> Bounded:
+    """A state that may be rounded to the grid of `floor` where it is small; the grid takes no bit from one that is 2^50 times larger."""
+    if not moment.doubt.floor:
+        return state
+    small = (np.abs(state.value) < moment.doubt.floor * 2.0**50 + state.error) & ((state.value != 0) | (state.error > 0))
+    return Bounded(state.value, state.error + np.where(small, moment.doubt.floor + 2 * UNIT * np.abs(state.value), 0.0))
+
+
 def integrator(moment: Moment, x: Bounded) -> Real:
-    result = _leak(moment, _before(moment, "u"), x)
+    result = _settled(moment, _leak(moment, _before(moment, "u"), x))
     moment.memory["u"] = result.error
     return result.error
 
@@ -50,6 +58,7 @@ def lif(moment: Moment, x: Bounded) -> tuple[Real, Real]:
     u = _leak(moment, kept, x)
     if step.reset == "subtract":
         u = _where(again > 0, add(u, Bounded(-theta.value, theta.error)), u)
+    u = _settled(moment, u)
     moment.decision = u
     if not step.reset_delay or step.reset == "value":
         u = _reset_now(step, u, _fires(step, u.value) - again, theta)
@@ -80,7 +89,7 @@ def matrix_memory(moment: Moment, v: Bounded, k: Bounded, alpha: Bounded) -> Rea
         k = product(k, _gate(moment, alpha))
     write = product(Bounded(v.value[:, :, None], v.error[:, :, None]), Bounded(k.value[:, None, :], k.error[:, None, :]))
     keep = product(_before(moment, "S"), Bounded(alpha.value[:, None, :], alpha.error[:, None, :]))
-    moment.memory["S"] = add(keep, write).error
+    moment.memory["S"] = _settled(moment, add(keep, write)).error
     return moment.memory["S"]
 
 
@@ -107,6 +116,7 @@ def delta_memory(moment: Moment, v: Bounded, k: Bounded, alpha: Bounded, beta: B
     grow = (alpha.value + alpha.error).max(axis=-1)[:, None] * np.maximum(1.0, _expansion(size_k, rate))
     error = grow * error + moved * (1 + rate * size_k**2) + rate * (v.error * size_k + reach * drift_k + kept * drift_k * size_k)
     error = error + drift * reach * size_k + gamma(state.shape[-1] + 8) * (kept + rate * reach * size_k) + TINY
+    error = error + moment.doubt.floor * state.shape[-1]
     moment.memory["row"] = error
     return np.broadcast_to(error[:, :, None], state.shape)
 
@@ -126,7 +136,7 @@ def diagonal_ssm(moment: Moment, x: Bounded) -> Real:
     h = np.hypot(moment.before["re"], moment.before["im"])
     error = moment.memory.get("h", np.zeros_like(h))
     inexact = (6 + moment.doubt.parameters) * UNIT * (a * (h + error) + np.abs(x.value)[..., None])
-    moment.memory["h"] = a * error + x.error[..., None] + inexact + TINY
+    moment.memory["h"] = a * error + x.error[..., None] + inexact + TINY + 2 * moment.doubt.floor
     now = np.hypot(moment.after["re"], moment.after["im"])
     modes = a.shape[-1]
     return output_error(step, c, now, moment.memory["h"], modes, x)
