@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky
+from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky, StateLeaky
 
 BITS = 6
 WIDTH = 2 * BITS + 2  # key, value, delimiter, query
@@ -80,11 +80,11 @@ class Recall(nn.Module):
 
 
 def gen1(side: int) -> Recall:
-    """Two layers of snnTorch's parallel leaky neurons with learned decays, at the size of the memories."""
+    """Two layers of parallel leaky neurons (snnTorch's StateLeaky, in this project's faster form) with learned decays."""
     decays = 1 - 10 ** -torch.linspace(0.3, 2, 10 * side)  # from 2 to 100 steps
 
     def spikes() -> nn.Module:
-        return Spikes(snntorch.StateLeaky(beta=decays, channels=10 * side, learn_beta=True))
+        return Spikes(StateLeaky(beta=decays, channels=10 * side, learn_beta=True))
 
     layers = nn.Sequential(nn.Linear(4 * side, 10 * side), spikes(), nn.Linear(10 * side, 10 * side), spikes())
     return Recall(layers, 4 * side, 10 * side)
