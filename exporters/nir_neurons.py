@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from spikedeploy import steps as S
-from spikedeploy.exporters.nir_build import Builder, Wire
+from spikedeploy.exporters.nir_build import Builder, Wire, per_channel
 from spikedeploy.steps import Array, Shape
 
 _SPEC = "Use --profile generic or spec."
@@ -62,17 +64,27 @@ def cuba(
 
 
 def grouped(build: Builder, name: str, source: Wire, shape: Shape, decay: Array, theta: Array) -> str:
-    """One CubaLIF for each decay: 0/1 matrices pick its neurons from the current and put their spikes back in place; all exact."""
-    if len(shape) != 1:
-        raise build.refuse("decays that differ", f"profile '{build.profile.name}' takes one per layer of shape {shape}", _SPEC)
-    decay, places, eye = full(decay, shape), [], np.eye(shape[0])
-    for k, value in enumerate(np.unique(decay)):
-        rows = np.flatnonzero(decay == value)
-        pick = build.add(f"{name}.pick{k}", "Affine", source.nodes, weight=eye[rows], bias=np.zeros(len(rows)))
-        picked = Wire((pick,), (len(rows),))
-        node = cuba(build, f"{name}.group{k}", picked, (len(rows),), syn=np.array(value), mem=np.array(0.0), theta=theta.reshape(-1)[:1])
-        places.append(build.add(f"{name}.place{k}", "Affine", [node], weight=eye[:, rows], bias=np.zeros(shape)))
-    return build.add(name, "Affine", places, weight=eye, bias=np.zeros(shape))
+    """One CubaLIF for each decay: 0/1 matrices pick its channels from the current and put their spikes back in place; all exact."""
+    channel = per_channel(decay, (shape[0], *(1,) * (len(shape) - 1)))
+    if channel is None:
+        raise build.refuse("decays that differ inside a channel", f"profile '{build.profile.name}' takes one per channel", _SPEC)
+    channel, places, eye = channel.reshape(-1), [], np.eye(shape[0])
+    for k, value in enumerate(np.unique(channel)):
+        rows = np.flatnonzero(channel == value)
+        part = (len(rows), *shape[1:])
+        picked = Wire((_mix(build, f"{name}.pick{k}", source.nodes, eye[rows], shape),), part)
+        node = cuba(build, f"{name}.group{k}", picked, part, syn=np.array(value), mem=np.array(0.0), theta=theta.reshape(-1)[0])
+        places.append(_mix(build, f"{name}.place{k}", (node,), eye[:, rows], part))
+    return _mix(build, name, places, eye, shape)
+
+
+def _mix(build: Builder, wire: str, sources: Iterable[str], matrix: Array, shape: Shape) -> str:
+    """A matrix over channels: Affine on vectors, a 1 x 1 convolution on maps."""
+    bias = np.zeros(len(matrix))
+    if len(shape) == 1:
+        return build.add(wire, "Affine", sources, weight=matrix, bias=bias)
+    whole = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "input_shape": shape[1:]}
+    return build.add(wire, "Conv2d", sources, weight=matrix[:, :, None, None], bias=bias, **whole)
 
 
 def leaky(build: Builder, name: str, source: Wire, shape: Shape, decay: Array) -> str:
