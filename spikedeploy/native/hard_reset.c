@@ -10,9 +10,10 @@
 #include <stdint.h>
 #include <string.h>
 #include "clones.inc"
+#include "huge.inc"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { BLOCK = 256 };
+enum { BLOCK = 2048 };
 
 #define REAL float
 #define NAME(x) x##_f32

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "clones.inc"
+#include "huge.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 
