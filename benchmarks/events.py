@@ -73,7 +73,9 @@ def lean(program: Program, *, scan: bool) -> bytes:
     for step in program.steps:
         name, out = step.name, program.wires[step.name][0]
         if isinstance(step, S.Affine):
-            constants += [numpy_helper.from_array(a.astype(np.float32), n) for a, n in ((step.weight.T.copy(), f"{name}.w"), (step.bias, f"{name}.b"))]
+            constants += [
+                numpy_helper.from_array(a.astype(np.float32), n) for a, n in ((step.weight.T.copy(), f"{name}.w"), (step.bias, f"{name}.b"))
+            ]
             nodes.append(helper.make_node("Gemm", [wire, f"{name}.w", f"{name}.b"], [name]))
         elif isinstance(step, S.Integrator):
             constants.append(numpy_helper.from_array(step.decay.astype(np.float32), f"{name}.d"))
@@ -87,14 +89,21 @@ def lean(program: Program, *, scan: bool) -> bytes:
             nodes.append(helper.make_node("Cast", [f"{name}.fires"], [name], to=TensorProto.FLOAT))
         wire = name
     size = program.wires[wire][0]
-    row_in, row_out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s]) for n, s in (("input", program.input_shape[0]), (wire, size)))
+    row_in, row_out = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s]) for n, s in (("input", program.input_shape[0]), (wire, size))
+    )
     body = helper.make_graph(nodes, "cell", [*past, row_in], [*present, row_out], [] if scan else constants)
     if scan:
         inner = {i.name: f"{i.name}.start" for i in past}
-        node = helper.make_node("Scan", [*inner.values(), "sequence"], [*(p.name + ".end" for p in present), "output"], body=body, num_scan_inputs=1)
+        node = helper.make_node(
+            "Scan", [*inner.values(), "sequence"], [*(p.name + ".end" for p in present), "output"], body=body, num_scan_inputs=1
+        )
         starts = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None]) for name in inner.values()]
         ends = [helper.make_tensor_value_info(p.name + ".end", TensorProto.FLOAT, [1, None]) for p in present]
-        whole = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["t", 1, s]) for n, s in (("sequence", program.input_shape[0]), ("output", size))]
+        whole = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, ["t", 1, s])
+            for n, s in (("sequence", program.input_shape[0]), ("output", size))
+        ]
         body = helper.make_graph([node], "sequence", [*starts, whole[0]], [*ends, whole[1]], constants)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return model.SerializeToString()
@@ -143,7 +152,10 @@ def scan(data: bytes, x: np.ndarray) -> Side:
         feed[info.name] = x if is_input else None
     sizes = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in runner_inputs(model)}
     body = next(node for node in model.graph.node if node.op_type == "Scan").attribute[0].g
-    inner = {outer: [d.dim_value or 1 for d in info.type.tensor_type.shape.dim] for outer, info in zip(next(n for n in model.graph.node if n.op_type == "Scan").input, body.input, strict=False)}
+    inner = {
+        outer: [d.dim_value or 1 for d in info.type.tensor_type.shape.dim]
+        for outer, info in zip(next(n for n in model.graph.node if n.op_type == "Scan").input, body.input, strict=False)
+    }
     for name in feed:
         if feed[name] is None:
             feed[name] = np.zeros(inner.get(name, sizes[name]), np.float32)
@@ -269,7 +281,10 @@ MEASURES: dict[str, Callable[[int], Iterator[Row]]] = {"layers": measure_layers}
 
 
 def machine() -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
     versions = f"numpy {np.__version__}, onnxruntime {ort.__version__}, torch {torch.__version__}"
     return f"{model}, family/model as reported, {os.cpu_count()} cores, one thread; Python {platform.python_version()}, {versions}"
 
