@@ -8,11 +8,14 @@ All are one autograd function: the adjoint of the scan is the same scan run back
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
+
+WIDTH, SHORT, NARROW = 16384, 8, 256
+"""Of the prefix route: lanes times chunks, enough for few operations and not too many for the cache; the shortest chunk; the lanes below which
+a row of chunks is made contiguous first."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -20,42 +23,39 @@ Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def iterative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Step after step in the state's precision, `start`'s: in float32 the very roundings of `snntorch.Leaky`."""
     u, state = torch.empty_like(x), start.clone()
-    _run(x, d, state, u)
+    for row, out in zip(x, u, strict=True):
+        state.mul_(d).add_(row)
+        out.copy_(state)
     return u, state
 
 
 def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Chunks of about sqrt(T) steps side by side, state in float64: their last values, the carries between, then all from those."""
+    """Chunks side by side, state in float64: their last values, the carries between by the same scan, then all from their carry."""
     steps, lanes = x.shape
-    length = max(1, isqrt(steps))
-    chunks = steps // length
+    length = -(-steps // max(1, min(WIDTH // lanes, steps // SHORT)))
+    chunks, u = steps // length, torch.empty_like(x)
+    if chunks == 1:
+        state = start.to(torch.float64, copy=True)
+        _advance(x, d, state, u)
+        return u, state
     whole = chunks * length
-    main, u = x[:whole].view(chunks, length, lanes), torch.empty_like(x)
-    carries = _carries(main, d.double(), start)
-    state = carries[-1].clone()
-    _run(main.unbind(1), d, carries[:-1], u[:whole].view(chunks, length, lanes).unbind(1))
-    _run(x[whole:], d, state, u[whole:])
+    rows, to = (y[:whole].view(chunks, length, lanes).transpose(0, 1) for y in (x, u))
+    rows, buffer = (rows.contiguous(), torch.empty_like(to)) if lanes < NARROW else (rows, to)
+    last = torch.zeros((chunks, lanes), dtype=torch.float64, device=x.device)
+    for row in rows:
+        torch.addcmul(row, last, d, out=last)
+    carries, state = prefix(last, d**length, start)
+    _advance(rows, d, torch.cat([start.double()[None], carries[:-1]]), buffer)
+    if buffer is not to:
+        to.copy_(buffer)
+    _advance(x[whole:], d, state, u[whole:])
     return u, state
 
 
-def _run(rows: Iterable[Tensor], d: Tensor, state: Tensor, to: Iterable[Tensor]) -> None:
+def _advance(rows: Iterable[Tensor], d: Tensor, state: Tensor, to: Iterable[Tensor]) -> None:
     for row, out in zip(rows, to, strict=True):
-        state.mul_(d).add_(row)
+        torch.addcmul(row, state, d, out=state)
         out.copy_(state)
-
-
-def _carries(main: Tensor, d: Tensor, start: Tensor) -> Tensor:
-    """The state before each chunk, and after the last: `(chunks + 1, lanes)`."""
-    chunks, length, lanes = main.shape
-    local = torch.zeros((chunks, lanes), dtype=torch.float64, device=main.device)
-    for row in main.unbind(1):
-        local.mul_(d).add_(row)
-    carries = torch.empty((chunks + 1, lanes), dtype=torch.float64, device=main.device)
-    carries[0] = start
-    jump = d**length
-    for k in range(chunks):
-        torch.addcmul(local[k], jump, carries[k], out=carries[k + 1])
-    return carries
 
 
 def associative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def convolution(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 SCANS: Mapping[str, Scan] = {"iterative": iterative, "convolution": convolution, "prefix": prefix, "associative": associative}
-"""Per route: `(x (T, lanes), decay (1 or lanes,), start (lanes,)) -> u (T, lanes)` in x's dtype and the last u; decay and start are float64,
+"""Per route: `(x (T, lanes), decay (1 or lanes,), start (lanes,)) -> u (T, lanes)` in x's dtype and the last u; decay and start float64,
 but for the iterative route of a neuron whose state is float32."""
 
 
