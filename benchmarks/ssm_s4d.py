@@ -1,7 +1,7 @@
 """S4D: training time as a convolution and as a scan, and how far the step is from both: `python benchmarks/ssm_s4d.py`.
 
-Forward and backward of one layer in float32, one thread, sides interleaved; and the largest difference of the recurrence from the parallel form over
-16,384 steps, relative to the largest value (targets 1e-4 in float32, 1e-10 in float64).
+Forward and backward of one layer in float32, one thread, sides interleaved; and the largest difference of the recurrence from the parallel
+form over 16,384 steps, relative to the largest value (targets 1e-4 in float32, 1e-10 in float64).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def fit(tau: float, steps: int, batch: int, seed: int, ramp: float, rate: float)
 
 def agreement(network: SurrogateDynamicNetwork, sigma: float, sequences: int, length: int = 1024, block: int = 500) -> float:
     """The measured share of equal spikes on N(0, sigma) currents, neuron and network both in float32, as in training."""
-    tau, equal = float(network.tau), 0
+    tau, equal = network.tau, 0
     for start in range(0, sequences, block):
         x = sigma * torch.randn(length, min(block, sequences - start))
         u, spikes = torch.zeros(x.shape[1]), []

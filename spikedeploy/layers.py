@@ -176,11 +176,11 @@ def _build_block(plain: Plain) -> nn.Module:
 
 
 def _describe_sdn(m: Any) -> Plain:
-    return {"channels": m.conv1.out_channels, "kernel": m.conv1.kernel_size[0]}
+    return {"channels": m.conv1.out_channels, "kernel": m.conv1.kernel_size[0], "tau": m.tau}
 
 
 def _build_sdn(plain: Plain) -> sdn.SurrogateDynamicNetwork:
-    return sdn.SurrogateDynamicNetwork(channels=int(plain["channels"]), kernel=int(plain["kernel"]))
+    return sdn.SurrogateDynamicNetwork(float(plain.get("tau", 0.125)), channels=int(plain["channels"]), kernel=int(plain["kernel"]))
 
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

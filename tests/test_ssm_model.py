@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -275,3 +277,16 @@ def test_verify_passes_a_surrogate_model_and_says_what_the_surrogate_costs() -> 
     assert "moves the output" in told[0]
     assert all("conversion keeps 100" in text for text in told[1:])
     assert all(block.neuron.sdn is not None for block in model.blocks), "looking must not change the model"
+
+
+def test_save_and_load_give_the_same_model_and_a_frozen_surrogate(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    model = SpikingSSM(1, 3, features=6, states=4, layers=1, tau=0.25, reset="surrogate", sdn=SurrogateDynamicNetwork(0.25)).eval()
+    x = torch.randn(30, 2, 1)
+    spikedeploy.save(model, tmp_path / "m.pt", x)
+    again = spikedeploy.load(tmp_path / "m.pt")
+    assert torch.equal(again(x), model(x))
+    again(x).sum().backward()
+    networks = [m for m in again.modules() if isinstance(m, SurrogateDynamicNetwork)]
+    assert [n.tau for n in networks] == [0.25]
+    assert all(p.grad is None for n in networks for p in n.parameters())

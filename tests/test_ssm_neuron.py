@@ -316,6 +316,7 @@ def test_what_cannot_be_loaded_is_said() -> None:
         ({"tau": 1.0}, r"tau 1\.0; a decay between 0 and 1"),
         ({"threshold": 0.0}, "a positive number"),
         ({"reset": "soft"}, "reset 'soft'"),
+        ({"tau": 0.25, "reset": "surrogate", "sdn": SurrogateDynamicNetwork(0.5)}, r"stands for tau 0\.5"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, object], text: str) -> None:

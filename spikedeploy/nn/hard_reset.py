@@ -14,6 +14,7 @@ from math import ceil, sqrt
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
 
@@ -124,6 +125,7 @@ class HardReset(torch.autograd.Function):
         return spikes, membrane
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         (membrane,) = ctx.saved_tensors  # type: ignore[attr-defined]
         g_spikes, g_membrane = grads

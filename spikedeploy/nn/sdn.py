@@ -34,7 +34,6 @@ class SurrogateDynamicNetwork(nn.Module):
     The parameters take no gradient: the network is part of the neuron, not of the model.
     """
 
-    tau: Tensor
     fitted: Tensor
 
     def __init__(self, tau: float = 0.125, *, channels: int = 8, kernel: int = 8, fitted: tuple[float, float] = (-5.5, 5.5)) -> None:
@@ -42,7 +41,7 @@ class SurrogateDynamicNetwork(nn.Module):
         self.conv1 = nn.Conv1d(1, channels, kernel)
         self.conv2 = nn.Conv1d(channels, channels, 1)
         self.conv3 = nn.Conv1d(channels, 1, 1)
-        self.register_buffer("tau", torch.tensor(float(tau)))
+        self.tau = float(tau)
         self.register_buffer("fitted", torch.tensor(fitted, dtype=torch.float32))
         self.requires_grad_(False)
 
@@ -83,7 +82,7 @@ class SurrogateDynamicNetwork(nn.Module):
         """Write the weights, tau and the fitted range to an npz file."""
         state = self.state_dict()
         arrays = {name: state[name].numpy().astype(np.float32) for name in NAMES}
-        np.savez(path, tau=float(self.tau), fitted=self.fitted.numpy(), **arrays)
+        np.savez(path, tau=self.tau, fitted=self.fitted.numpy(), **arrays)
 
     @classmethod
     def from_published(

@@ -82,6 +82,10 @@ class SpikingLIF(nn.Module):
             self.ln_vth = nn.Parameter(start.log())
         else:
             self.register_buffer("threshold", start)
+        if sdn is not None and abs(sdn.tau - tau) > 1e-6:
+            raise ValueError(
+                f"SpikingLIF: tau {tau:g}, but the surrogate network stands for tau {sdn.tau:g}; one for the same tau is needed."
+            )
         self.sdn = (sdn or SurrogateDynamicNetwork.shipped(tau)) if reset == "surrogate" else None
 
     def extra_repr(self) -> str:
@@ -96,7 +100,9 @@ class SpikingLIF(nn.Module):
         x = x if scaled else x / self.thresholds()
         if self.sdn is None:
             return hard_reset(x, self.tau)[0]
-        return TriangleSpike.apply(self.sdn(x.detach()) + x - 1)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            remembered = self.sdn(x)
+        return TriangleSpike.apply(remembered + x - 1)  # type: ignore[no-untyped-call]
 
     def exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the deployed neuron does, whatever `reset` is: spikes, and the membrane u' in the units of x."""

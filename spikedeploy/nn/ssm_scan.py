@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
 
@@ -48,6 +49,7 @@ class DiagonalScan(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, parameters, marks = ctx.saved_tensors
         g_x, g_parameters = torch.empty_like(x), torch.zeros(parameters.shape, dtype=torch.float64)
