@@ -57,6 +57,7 @@ class Machine:
             g.head.name: zeros(program, batch, np.float32).get(g.head.name, {}) for g in self.plan if not g.compiled
         }
         self.tapes: dict[tuple[int, frozenset[str]], Tape] = {}
+        self.chunks: dict[frozenset[str], int] = {}
         self.current: Tape | None = None
         self.startle()
 
@@ -99,6 +100,12 @@ class Machine:
 
     def chunk(self, kept: Collection[str]) -> int:
         """Steps per block: as many as keep the numbers of all wires in about 1 MB."""
+        key = frozenset(kept)
+        if key not in self.chunks:
+            self.chunks[key] = self._chunk(kept)
+        return self.chunks[key]
+
+    def _chunk(self, kept: Collection[str]) -> int:
         wanted = needs(self.program, self.plan, kept)
         wires = [root for root, need in wanted.items() if root != INPUT and (need.dense or need.events or root not in self.inner)]
         step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in wires)
@@ -266,7 +273,9 @@ class Tape:
         if len(self.segments) > 1:
             return lambda: self.run(1)
         run, table, count = self.machine.lib.sd_event_run, self.tables[0], len(self.tables[0])
-        return partial(run, table, count, 1, self.machine.batch, self.machine.threads)
+        step = partial(run, table, count, 1, self.machine.batch, self.machine.threads)
+        step.tape = self  # type: ignore[attr-defined]  # what the pointers point to lives as long as the call
+        return step
 
     def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> bool:
         """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False where the input

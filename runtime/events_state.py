@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -18,14 +19,15 @@ class Padded:
     shape: Shape
     order: Array | None = None
 
-    def _places(self) -> Array:
-        return np.arange(int(np.prod(self.shape))) if self.order is None else self.order
+    @property
+    def _places(self) -> Array | slice:
+        return slice(0, prod(self.shape)) if self.order is None else self.order
 
     def read(self) -> Real:
-        return self.memory[:, self._places()].reshape(len(self.memory), *self.shape)
+        return np.array(self.memory[:, self._places]).reshape(len(self.memory), *self.shape)
 
     def write(self, value: Real) -> None:
-        self.memory[:, self._places()] = value.reshape(len(self.memory), -1)
+        self.memory[:, self._places] = value.reshape(len(self.memory), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
