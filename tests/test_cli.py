@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -148,15 +149,14 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 
 
 def test_help_starts_fast_and_without_torch() -> None:
-    code = (
-        "import sys; from spikedeploy.cli import outcome; outcome(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    )
+    code = "import sys; from spikedeploy.cli import outcome; outcome(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.2
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(times) < 0.2  # seconds of the processor: the wall clock of a busy machine says something else
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------
