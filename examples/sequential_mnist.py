@@ -94,7 +94,8 @@ def evaluate(model: nn.Module, images: np.ndarray, labels: np.ndarray, batch: in
 def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> None:
     torch.manual_seed(args.seed)
     images, labels = data["x_train"], torch.from_numpy(data["y_train"].astype(np.int64))
-    model = SpikingSSM(1, 10, features=args.features, layers=args.layers, states=args.states, dropout=args.dropout, form="scan")
+    sizes = {"features": args.features, "layers": args.layers, "states": args.states, "dropout": args.dropout}
+    model = spikedeploy.load(args.model) if args.model else SpikingSSM(1, 10, form="scan", **sizes)
     steps = args.epochs * (len(images) // args.batch)
     optimiser, schedule = optimiser_for(model, args.rate, steps)
     rates, begin = Rates(model, args.ceiling), time.perf_counter()
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "deploy"))
     parser.add_argument("data", type=Path, help="npz file with x_train, y_train, x_test, y_test")
-    parser.add_argument("model", type=Path, nargs="?", help="deploy: the file that train wrote")
+    parser.add_argument("model", type=Path, nargs="?", help="the file that train wrote: what to deploy, or where to go on training")
     parser.add_argument("--out", type=Path, default=Path("smnist.pt"))
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
