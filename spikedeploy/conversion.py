@@ -71,7 +71,7 @@ def conversion(
             )
         )
     example = example_of(model, example_input)
-    graph, layers, tensors = trace(model, tuple(example.shape))
+    graph, layers, tensors = trace(model, tuple(example.shape), example.dtype)
     run = probe(model, graph, layers, tensors, example)
     x, results = run.x, run.results
     builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)

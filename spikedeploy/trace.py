@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced
-from spikedeploy.loops import Size, Sized, is_unrolled, refuse, roll
-from spikedeploy.nn.overtime import OverTime
-from spikedeploy.nn.spiking_ssm import SpikingSSM
+from spikedeploy.loops import Size, is_unrolled, refuse, roll
+from spikedeploy.nn.overtime import OverTime, forget
+from spikedeploy.tracer import Tracer
 
 _NAMES: dict[Any, str] = {function: name for name, function in reversed(list(FUNCTIONS.items()))} | {
     getattr: "getattr",
@@ -22,8 +22,6 @@ _NAMES: dict[Any, str] = {function: name for name, function in reversed(list(FUN
     torch.relu: "torch.relu",
     torch.tanh: "torch.tanh",
 }
-OPEN = (nn.Sequential, nn.ModuleList, nn.ModuleDict, SpikingSSM)
-"""Containers whose forward is traced instead."""
 
 
 class _One(nn.Module):
@@ -35,23 +33,6 @@ class _One(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
-
-
-class _Tracer(fx.Tracer):
-    """Leaves are what torch and snnTorch made, and our own layers; a user's class is looked into."""
-
-    sizes: Sequence[int] | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        home = type(m).__module__
-        known = home.split(".")[0] in ("torch", "snntorch") or home.startswith("spikedeploy.nn")
-        return known and not isinstance(m, OPEN)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Plain values are symbols; the input knows its sizes where they were given."""
-        if node.op == "placeholder" and self.sizes is not None:
-            return Sized(node, self).with_sizes(self.sizes)
-        return super().proxy(node)
 
 
 @contextmanager
@@ -68,23 +49,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 Traces = tuple[Graph, dict[str, nn.Module], dict[str, Tensor]]
 
 
-def trace(model: nn.Module, example: Sequence[int] | None = None) -> Traces:
+def trace(model: nn.Module, example: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Traces:
     """The graph of `model`'s forward, its leaf layers by path, and the tensors it uses directly by path. Raises `ModelRefused`.
 
-    example  sizes `(T, B, ...)` of an input: with them a loop over time in the forward is unrolled, and rolled up again
+    example, dtype  sizes `(T, B, ...)` of an input: a forward may then ask for numbers of axes and parts, and loop over time
     """
     if isinstance(model, Traced):
         return model.graph_, dict(model.layers()), dict(model.tensors())
-    try:
-        found = _read(model, None)
-    except ModelRefused as refused:
-        if example is None or not isinstance(refused.__cause__, Exception):
-            raise
-        try:
-            found = _read(model, (LOOP_STEPS, *example[1:]))
-        except ModelRefused as again:
-            raise (again if again.__cause__ is None else refused) from None
-    graph, layers, tensors = found
+    graph, layers, tensors = _first_that_works(model, example, dtype)
     if is_unrolled(graph, layers):
         graph = roll(graph, layers, tensors)
     used = {node.target for g in (graph, *graph.steps.values()) for node in g.nodes if node.op == "tensor"}
@@ -95,11 +67,26 @@ LOOP_STEPS = 4
 """How many steps a loop over the input's own length is unrolled to: one to start from, two to compare, one to end on."""
 
 
-def _read(model: nn.Module, sizes: Sequence[int] | None) -> Traces:
+def _first_that_works(model: nn.Module, example: Sequence[int] | None, dtype: torch.dtype) -> Traces:
+    """A trace beside a small run; beside a run on the example's own T and B; with the loop over time unrolled. Else the first error."""
+    if example is None:
+        return _read(model, Tracer(None))
+    ways = [((3, 2, *example[2:]), None), (tuple(example), None), ((LOOP_STEPS, *example[1:]), (LOOP_STEPS, *example[1:]))]
+    first: ModelRefused | None = None
+    for shape, sizes in ways:
+        try:
+            return _read(model, Tracer(torch.zeros(shape, dtype=dtype), sizes))
+        except ModelRefused as error:
+            if sizes is not None and error.__cause__ is None:
+                first = error  # what is wrong with the loop says more than that there is one
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _read(model: nn.Module, tracer: Tracer) -> Traces:
     """What torch.fx records of the forward."""
     root = _One(model)
-    tracer = _Tracer()
-    tracer.sizes = sizes
     try:
         with evaluating(model):
             traced = tracer.trace(root)
@@ -114,8 +101,10 @@ def _read(model: nn.Module, sizes: Sequence[int] | None) -> Traces:
                 "Use layers that take the whole sequence (T, B, C), or wrap a one-step network in spikedeploy.nn.OverTime.",
             )
         ) from error
+    finally:
+        forget(model)
     nodes = tuple(_node(node) for node in traced.nodes)
-    layers = {n.target: root.get_submodule("model" if n.target == LONE else f"model.{n.target}") for n in nodes if n.op == "module"}
+    layers = {_strip(str(n.target)): root.get_submodule(str(n.target)) for n in traced.nodes if n.op == "call_module"}
     tensors = {n.target: _tensor(root, n.target) for n in nodes if n.op == "tensor"}
     return Graph(nodes), layers, tensors
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -377,12 +378,17 @@ def test_random_bytes(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> 
         refused(path)
 
 
+@cache
+def one_layer() -> bytes:
+    return checkpoint.dump(*zoo.one_layer())
+
+
 @settings(max_examples=150, deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
 def test_a_damaged_checkpoint_is_refused_or_unchanged(
     position: float, flip: int, cut: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    data = bytearray(checkpoint.dump(*zoo.one_layer()))
+    data = bytearray(one_layer())
     at = int(position * len(data))
     damaged = bytes(data[:at]) if cut else bytes(data[:at]) + bytes([data[at] ^ flip]) + bytes(data[at + 1 :])
     path = tmp_path_factory.mktemp("damaged") / "model.pt"
