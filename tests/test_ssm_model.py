@@ -253,7 +253,8 @@ def test_an_exact_model_has_no_surrogate_to_report() -> None:
     [
         (lambda: S4D(3, 5), "an even number of states"),
         (lambda: S4D(3, 4, form="both"), "'fft' or 'scan'"),
-        (lambda: S4D(3, 4)(torch.zeros(2, 2, 4)), r"\(T, B, 3\) is needed"),
+        (lambda: S4D(3, 4)(torch.zeros(2, 2, 4)), r"\(T, B, 3\) with at least one step is needed"),
+        (lambda: S4D(3, 4)(torch.zeros(0, 2, 3)), "at least one step"),
         (lambda: SpikingSSMBlock(3, norm="group"), "norm 'group'"),
         (lambda: SpikingSSM(1, 2, readout="sum"), "readout 'sum'"),
         (lambda: TiedDropout(1.0), "a probability below 1"),

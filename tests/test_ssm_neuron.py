@@ -322,3 +322,20 @@ def test_what_cannot_be_loaded_is_said() -> None:
 def test_arguments_out_of_range(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         SpikingLIF(3, **arguments)
+
+
+def test_inputs_that_no_form_takes() -> None:
+    with pytest.raises(ValueError, match="at least one step"):
+        hard_reset(torch.zeros(0, 3), 0.5)
+    with pytest.raises(ValueError, match="floating point"):
+        hard_reset(torch.ones(4, 3, dtype=torch.int64), 0.5)
+    with pytest.raises(ValueError, match="the kernel takes float32 and float64"):
+        hard_reset(torch.ones(4, 3, dtype=torch.bfloat16), 0.5, kernel=True)
+    assert hard_reset(torch.ones(4, 3, dtype=torch.bfloat16), 0.5)[0].dtype == torch.bfloat16
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(5, 3, requires_grad=True)
+    (g,) = torch.autograd.grad(hard_reset(x, 0.125)[1].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()

@@ -154,7 +154,14 @@ def _adjoint_in_chunks(membrane: Tensor, g_spikes: Tensor, g_membrane: Tensor | 
 def hard_reset(x: Tensor, tau: float, *, kernel: bool | None = None) -> tuple[Tensor, Tensor]:
     """Spikes and membrane before reset, `(T, ...)` each, of currents `x (T, ...)` in units of the threshold.
 
-    `kernel` None takes the native kernel where it can be used, False the pure torch form; both give the same bits.
+    `kernel` None takes the native kernel where it can be used, False the pure torch form; both give the same bits. Raises `ValueError` for
+    an empty sequence, for numbers that are not floating point, and for True where the kernel cannot take `x`.
     """
+    if x.ndim < 1 or not len(x) or not x.is_floating_point():
+        raise ValueError(f"hard_reset: currents {tuple(x.shape)} of {x.dtype}; (T, ...) floating point with at least one step is needed.")
     use = has_kernel(x) if kernel is None else kernel
+    if use and not has_kernel(x):
+        raise ValueError(
+            f"hard_reset: {x.dtype} on {x.device}; the kernel takes float32 and float64 on the CPU. {native.why_not()}".rstrip()
+        )
     return HardReset.apply(x, tau, use)  # type: ignore[no-untyped-call]

@@ -91,16 +91,17 @@ class S4D(nn.Module):
 
     def forward(self, x: Tensor, unit: Tensor | None = None) -> Tensor:
         """y `(T, B, H)` of x `(T, B, H)`, from state zero; divided by `unit (H,)` or `(1,)` when given, which costs nothing here."""
-        if x.ndim != 3 or x.shape[2] != self.features:
-            raise ValueError(f"S4D: an input of shape {tuple(x.shape)}; (T, B, {self.features}) is needed.")
+        if x.ndim != 3 or x.shape[2] != self.features or not len(x):
+            raise ValueError(f"S4D: an input of shape {tuple(x.shape)}; (T, B, {self.features}) with at least one step is needed.")
         unit = self.D.new_ones(1) if unit is None else unit
         return self._scan(x, unit) if self.form == "scan" and has_kernel(x) else self._fft(x, unit)
 
     def _fft(self, x: Tensor, unit: Tensor) -> Tensor:
-        steps = len(x)
-        spectrum = torch.fft.rfft(self.kernel(steps) / unit[:, None], n=2 * steps, dim=1).T.unsqueeze(1)
-        y = torch.fft.irfft(torch.fft.rfft(x, n=2 * steps, dim=0) * spectrum, n=2 * steps, dim=0)[:steps]
-        return y + self.D / unit * x
+        steps, wide = len(x), x if x.dtype == torch.float64 else x.float()  # there is no transform of 16-bit numbers
+        kernel = (self.kernel(steps) / unit[:, None]).to(wide.dtype)
+        spectrum = torch.fft.rfft(kernel, n=2 * steps, dim=1).T.unsqueeze(1)
+        y = torch.fft.irfft(torch.fft.rfft(wide, n=2 * steps, dim=0) * spectrum, n=2 * steps, dim=0)[:steps]
+        return (y + self.D / unit * wide).to(x.dtype)
 
     def _scan(self, x: Tensor, unit: Tensor) -> Tensor:
         a, c, d = self.discretised()
