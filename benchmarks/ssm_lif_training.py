@@ -1,6 +1,7 @@
 """Training time of one layer of LIF neurons with hard reset, forward and backward: `python benchmarks/ssm_lif_training.py`.
 
-Batch 64, L = 1K, 2K, 4K, 8K steps, one neuron per sequence (what the published ratios were measured on), and a layer of 16 of them.
+Batch 64, L = 1K, 2K, 4K, 8K steps, one neuron per sequence and a layer of 16. The targets are the ratios that are published for the
+surrogate network against the iterated neuron on a GPU, where a loop costs its number of operations and not its memory.
 Sides, interleaved in one process, one thread: the fused exact kernel; the exact pure torch form (verified chunks); the surrogate network;
 the iterated neuron, a loop over time with autograd, as in the published code. The first two give the same spikes as the loop, to the bit,
 and the same gradients: that is checked here.

@@ -214,6 +214,23 @@ def past_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
     return {i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim[1:]) for i in inputs if i.name != "input"}
 
 
+@pytest.mark.parametrize("compiled", [True, False] if native.available() else [False])
+def test_event_driven_engine_runs_it(compiled: bool) -> None:
+    from spikedeploy.runtime.events import EventEngine
+
+    torch.manual_seed(8)
+    x = np.random.default_rng(2).normal(size=(120, 3, 2)).astype(np.float32)
+    program = spikedeploy.convert(SpikingSSM(2, 4, features=20, states=8, layers=2).eval(), torch.from_numpy(x))
+    neurons = [step.name for step in program.spiking]
+    wanted = reference.run(program, x, record=[*neurons, *(f"{name}.mem" for name in neurons)])
+    found = EventEngine(program, batch=3, native=compiled).run(x, record=neurons)
+    for step in program.spiking:
+        clear = np.abs(wanted.wires[f"{step.name}.mem"] - step.threshold) > 1e-4  # type: ignore[attr-defined]
+        assert clear.mean() > 0.999
+        assert np.array_equal(found.wires[step.name][clear], wanted.wires[step.name][clear])
+    np.testing.assert_allclose(found.outputs["output"], wanted.outputs["output"], atol=1e-5)
+
+
 def test_nir_refuses_by_name() -> None:
     from spikedeploy.exporters import nir as exporter
 
