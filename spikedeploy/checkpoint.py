@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
 
 def dump(model: nn.Module, example: Tensor) -> bytes:
     """The checkpoint's bytes."""
-    graph, layers, tensors = trace(model, tuple(example.shape), example.dtype)
+    graph, layers, tensors = trace(model, example)
     described = {path: describe(path, layer) for path, layer in layers.items()}
     probe(model, graph, layers, tensors, example).check(model)
     stored = {key: _own(value) for key, value in sorted(_state(layers, tensors).items())}

@@ -71,7 +71,7 @@ def conversion(
             )
         )
     example = example_of(model, example_input)
-    graph, layers, tensors = trace(model, tuple(example.shape), example.dtype)
+    graph, layers, tensors = trace(model, example)
     run = probe(model, graph, layers, tensors, example)
     x, results = run.x, run.results
     builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
@@ -235,6 +235,8 @@ def _output(name: str, value: Any) -> Output:
     where = f"output '{name}'"
     if isinstance(value, Mapping) or constant(value) or not isinstance(value, (Wire, Reduced)):
         raise ModelRefused(message(where, f"it is a {type(value).__name__}", "a tensor computed from the input is needed"))
+    if isinstance(value, Reduced) and value.kept:
+        raise ModelRefused(message(where, "its reduced time axis was kept", "a result without it is needed", "Reduce with keepdim=False."))
     wire, reduce = (value.wire, value.reduce) if isinstance(value, Reduced) else (value, "none")
     leads = ("B",) if isinstance(value, Reduced) else ("T", "B")
     if wire.axes != (*leads, *("f",) * len(wire.shape)):

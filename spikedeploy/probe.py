@@ -30,7 +30,8 @@ def example_of(model: nn.Module, example: Any) -> Tensor:
     if example.ndim < 2 or 0 in example.shape:
         raise BadInput(message("example_input", f"shape {tuple(example.shape)}", "(T, B, *shape) with every axis at least 1 is needed"))
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    example = example.to(wanted) if example.is_floating_point() else example
+    where = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    example = example.to(where, wanted if example.is_floating_point() else example.dtype)
     if example.is_complex() or example.dtype == torch.bool:
         raise BadInput(message("example_input", f"dtype {example.dtype}", "real or whole numbers are needed"))
     return example
@@ -78,7 +79,7 @@ def probe(model: nn.Module, graph: Graph, layers: Mapping[str, nn.Module], tenso
     """
     failed: Exception | None = None
     for shape in ((STEPS, BATCH, *example.shape[2:]), tuple(example.shape)):
-        run = Probe(_numbers(shape, example.dtype))
+        run = Probe(_numbers(shape, example))
         try:
             with torch.no_grad(), evaluating(model):
                 run.results["output"] = interpret(graph, layers, tensors, run.x, run.seen)
@@ -92,10 +93,10 @@ def probe(model: nn.Module, graph: Graph, layers: Mapping[str, nn.Module], tenso
     raise _rejected(graph, layers, run, failed, example)
 
 
-def _numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype)
-    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+def _numbers(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    if not like.is_floating_point():
+        return like.new_zeros(shape)
+    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _fresh(model: nn.Module, x: Tensor) -> Any:

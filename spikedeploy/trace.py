@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -49,14 +49,15 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 Traces = tuple[Graph, dict[str, nn.Module], dict[str, Tensor]]
 
 
-def trace(model: nn.Module, example: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Traces:
+def trace(model: nn.Module, example: Tensor | None = None) -> Traces:
     """The graph of `model`'s forward, its leaf layers by path, and the tensors it uses directly by path. Raises `ModelRefused`.
 
-    example, dtype  sizes `(T, B, ...)` of an input: a forward may then ask for numbers of axes and parts, and loop over time
+    example  an input `(T, B, ...)`, of which the sizes and dtype count: a forward may then ask for numbers of axes, and loop over time
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(model, Traced):
         return model.graph_, dict(model.layers()), dict(model.tensors())
-    graph, layers, tensors = _first_that_works(model, example, dtype)
+    graph, layers, tensors = _first_that_works(model, example)
     if is_unrolled(graph, layers):
         graph = roll(graph, layers, tensors)
     used = {node.target for g in (graph, *graph.steps.values()) for node in g.nodes if node.op == "tensor"}
@@ -67,15 +68,17 @@ LOOP_STEPS = 4
 """How many steps a loop over the input's own length is unrolled to: one to start from, two to compare, one to end on."""
 
 
-def _first_that_works(model: nn.Module, example: Sequence[int] | None, dtype: torch.dtype) -> Traces:
+def _first_that_works(model: nn.Module, example: Tensor | None) -> Traces:
     """A trace beside a small run; beside a run on the example's own T and B; with the loop over time unrolled. Else the first error."""
     if example is None:
         return _read(model, Tracer(None))
-    ways = [((3, 2, *example[2:]), None), (tuple(example), None), ((LOOP_STEPS, *example[1:]), (LOOP_STEPS, *example[1:]))]
+    whole = tuple(example.shape)
+    loop = (LOOP_STEPS, *whole[1:])
+    ways: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = [((3, 2, *whole[2:]), None), (whole, None), (loop, loop)]
     first: ModelRefused | None = None
     for shape, sizes in ways:
         try:
-            return _read(model, Tracer(torch.zeros(shape, dtype=dtype), sizes))
+            return _read(model, Tracer(example.new_zeros(shape), sizes))
         except ModelRefused as error:
             if sizes is not None and error.__cause__ is None:
                 first = error  # what is wrong with the loop says more than that there is one

@@ -275,6 +275,12 @@ def per_step(m: Any, x: Tensor) -> Tensor:
     return y.view(steps, batch, *y.shape[1:])
 
 
+def images(m: Any, x: Tensor) -> Tensor:
+    """Functional convolution and pooling."""
+    y = F.avg_pool2d(F.conv2d(x.flatten(0, 1), m.layer.weight, None, 1, "same"), 2)
+    return y.unflatten(0, x.shape[:2])
+
+
 def stats(norm: Any) -> nn.Module:
     """Statistics and affine parameters that are not the initial ones."""
     generator = torch.Generator().manual_seed(3)
@@ -330,6 +336,10 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "amax": (Net(lambda m, x: (x + 1).amax(0)), VECTOR),
     "mean of all": (Net(lambda m, x: (x + 1).mean((0, 2))), VECTOR),
     "readout": (Net(lambda m, x: m.fc((x + 1).mean(0)), fc=nn.Linear(6, 3)), VECTOR),
+    "functional": (Net(lambda m, x: F.linear(x, m.fc.weight, bias=m.fc.bias) @ m.fc.weight, fc=nn.Linear(6, 4)), VECTOR),
+    "functional images": (Net(images, layer=nn.Conv2d(2, 3, 3)), IMAGE),
+    "functional norm": (Net(lambda m, x: F.layer_norm(x, (6,), m.n.weight, eps=1e-3), n=stats(nn.LayerNorm(6))), VECTOR),
+    "kept and squeezed": (Net(lambda m, x: (x + 1).mean(0, keepdim=True).squeeze(0)), VECTOR),
     "shared layer": (Net(lambda m, x: m.fc(torch.tanh(m.fc(x))), fc=nn.Linear(6, 6)), VECTOR),
 }  # fmt: skip
 

@@ -104,6 +104,9 @@ OTHERS: dict[str, tuple[nn.Module, str]] = {
     ),
     "control flow": (Net(lambda m, x: x if x.sum() > 0 else -x), "its forward cannot be traced"),
     "a constant": (Net(lambda m, x: m.fc.weight, fc=nn.Linear(5, 5)), "a tensor computed from the input is needed"),
+    "kept time axis": (Net(lambda m, x: (x + 1).mean(0, keepdim=True)), "Reduce with keepdim=False."),
+    "where the maximum is": (Net(lambda m, x: torch.max(x + 1, 0)[1]), "it takes the position of the maximum"),
+    "attention by hand": (Net(lambda m, x: x @ x.transpose(1, 2)), "a product of computed values"),
     "empty": (nn.Sequential(), "it has no layers or no output; at least one of each is needed"),
     "sigmoid spikes": (
         nn.Sequential(lif(spike_grad=lambda u: torch.sigmoid(5 * u))),

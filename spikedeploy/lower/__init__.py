@@ -9,8 +9,8 @@ import snntorch
 from torch import nn
 
 from spikedeploy.lower import arithmetic as A
+from spikedeploy.lower import functional, memory, neurons, ssm
 from spikedeploy.lower import maps as M
-from spikedeploy.lower import memory, neurons, ssm
 from spikedeploy.lower import wiring as W
 from spikedeploy.lower.builder import Call, Wire
 from spikedeploy.nn import associative, delta, s4d, spiking_ssm
@@ -81,6 +81,11 @@ OPERATION_RULES: dict[str, Rule] = {
     "operator.iadd": A.add, "operator.isub": A.sub, "operator.imul": A.mul, "operator.truediv": A.div, "operator.itruediv": A.div,
     "operator.pow": A.square, "operator.getitem": W.getitem, "accumulate": W.accumulate,
     "F.relu": A.activation("relu"), "F.silu": A.activation("silu"), "F.sigmoid": A.activation("sigmoid"), "F.tanh": A.activation("tanh"),
+    "F.linear": functional.as_layer(M.linear, functional.LINEAR),
+    "F.conv2d": functional.as_layer(M.conv2d, functional.CONV2D, padding_mode="zeros", kernel_size=None),
+    "F.avg_pool2d": functional.as_layer(M.avg_pool2d, functional.AVG_POOL2D),
+    "F.layer_norm": functional.as_layer(M.layer_norm, functional.LAYER_NORM),
+    "operator.matmul": functional.matmul, "torch.matmul": functional.matmul, "method.matmul": functional.matmul,
     "F.gelu": A.gelu, "F.glu": A.glu, "F.dropout": W.keep,
     "method.view": W.reshape, "method.view_as": W.reshape, "method.reshape_as": W.reshape, "method.t": W.permute, "method.size": W.size,
     "method.select": W.select, "method.contiguous": W.keep, "method.float": W.keep, "method.double": W.keep, "method.long": W.keep,
@@ -118,8 +123,8 @@ INSTEAD: Mapping[str, str] = {
 
 
 OPERATIONS = (
-    "+ - * and / by constants, ** 2, relu, gelu, silu, sigmoid, tanh, exp, glu, reshapes of features, chunk and split and slices of "
-    "the last axis, and at the end mean, sum, max or [-1] over time"
+    "+ - * and / by constants, @ a matrix of the model, ** 2, relu, gelu, silu, sigmoid, tanh, exp, glu, reshapes of features, "
+    "chunk and split and slices of the last axis, and at the end mean, sum, max or [-1] over time"
 )
 
 

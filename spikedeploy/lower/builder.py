@@ -40,10 +40,11 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """A value reduced over time; nothing but the output may read it."""
+    """A value reduced over time; nothing but the output may read it. kept: the time axis is still there, of size one."""
 
     wire: Wire
     reduce: Reduce
+    kept: bool = False
 
 
 class Dim(int):

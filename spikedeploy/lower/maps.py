@@ -57,7 +57,7 @@ def conv2d(call: Call, module: nn.Conv2d) -> Wire:
     x = _image(call)
     if module.padding_mode != "zeros":
         raise call.refuse(f"padding_mode='{module.padding_mode}'", "'zeros' is needed")
-    kernel, dilation = _pair(module.kernel_size), _pair(module.dilation)
+    kernel, dilation = (int(module.weight.shape[2]), int(module.weight.shape[3])), _pair(module.dilation)
     padding = _padding(call, module.padding, kernel, dilation)
     step = S.Conv2d(
         call.name, (x.name,), to_array(module.weight), parameter(module.bias), _pair(module.stride), padding, dilation, int(module.groups)

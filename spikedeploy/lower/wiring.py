@@ -19,8 +19,13 @@ def keep(call: Call, *rest: Any) -> Any:
 
 def reshape(call: Call, *rest: Any) -> Any:
     """Any reshape: feature axes become a `Reshape` step, time and batch may merge and part again."""
-    if isinstance(call.args[0], Reduced):  # of features only: it may stand before the reduction
-        return Reduced(_reshape(call, call.args[0].wire), call.args[0].reduce)
+    value = call.args[0]
+    if isinstance(value, Reduced) and value.kept:
+        if tuple(call.result.shape) != value.wire.sizes:
+            raise call.refuse("it reshapes a result whose reduced time axis was kept", "squeeze(0) is needed", "Reduce with keepdim=False.")
+        return Reduced(value.wire, value.reduce)
+    if isinstance(value, Reduced):  # of features only: it may stand before the reduction
+        return Reduced(_reshape(call, value.wire), value.reduce)
     return _reshape(call, call.wire())
 
 
@@ -89,6 +94,8 @@ def size(call: Call, *rest: Any) -> Any:
 def getitem(call: Call, *rest: Any) -> Any:
     """`value[index]`: of a tuple, an element; of a wire, the last time step or a range of the last feature axis."""
     value, index = call.args
+    if isinstance(value, dict) and index not in value:
+        raise call.refuse("it takes the position of the maximum", "the maximum itself is needed")
     if isinstance(value, (tuple, dict)):
         return value[index]
     x = call.as_wire(value)
@@ -196,6 +203,8 @@ def reduction(call: Call, *rest: Any) -> Any:
     if not time:
         return x
     done = reduced(call, x, kind)  # type: ignore[arg-type]
+    if call.kwargs.get("keepdim", call.args[2] if len(call.args) > 2 else False):
+        done = Reduced(done.wire, done.reduce, kept=True)
     pair = kind == "max" and "amax" not in call.origin
     return {"values": done, 0: done} if pair else done
 
