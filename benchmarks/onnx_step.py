@@ -1,8 +1,9 @@
 """What one step of an ONNX cell costs: against the bare runtime, against other ways to step, Scan against the loop, one cell against many.
 
-    python benchmarks/onnx_step.py [--rounds 15] [--out benchmarks/results/onnx_step.csv]
+    python benchmarks/onnx_step.py [--rounds 41] [--out benchmarks/results/onnx_step.csv]
 
-All sides of a comparison run in one process, in turns, on one thread; a figure is the median over rounds of the mean of some 300 steps.
+All sides of a comparison run in one process, in short turns of about 100 steps, on one thread; figures are medians over rounds, and ratios
+and differences are medians of what was found within a round, so that a busy machine disturbs them little.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def associative(m: int, d: int, *, query: bool) -> Program:
 # --- the sides -------------------------------------------------------------------------------------------------
 
 
-def bare(data: bytes, x: np.ndarray) -> Side:
-    """ONNX Runtime alone: the same graph under IOBinding, nothing done with inputs, outputs or states."""
-    session = _session(data)
+def bare(data: bytes, x: np.ndarray, session: Any) -> Side:
+    """ONNX Runtime alone: the runner's own session (the same weights in the same pages) under IOBinding, nothing done with inputs, outputs
+    or states."""
     binding, kept = session.io_binding(), []
     model = onnx.load_from_string(data)
     for bind, infos in ((binding.bind_input, model.graph.input), (binding.bind_output, model.graph.output)):
@@ -104,6 +105,21 @@ def _session(data: bytes) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+class Nothing:
+    """A binding that does nothing."""
+
+    def run(self) -> None:
+        pass
+
+
+def emptied(data: bytes, x: np.ndarray) -> Side:
+    """What the runner itself does: checks, the input in, the output out. Measured alone, because as a difference of two runs of a large cell
+    it drowns in their noise."""
+    runner = OnnxRunner(data)
+    runner._bindings = (Nothing(), Nothing())  # type: ignore[assignment]
+    return lambda: runner.step(x)
 
 
 def plain_run(data: bytes, x: np.ndarray) -> Side:
@@ -191,7 +207,8 @@ def steps_of(name: str, program: Program) -> Iterator[tuple[str, str, Side, int]
     """One cell, many ways to step it; ratios are to ONNX Runtime alone."""
     data, x = export(program), RNG.normal(size=(1, *program.input_shape)).astype(np.float32)
     runner = OnnxRunner(data)
-    sides: dict[str, Side] = {"ONNX Runtime alone, bound": bare(data, x), "OnnxRunner.step": lambda: runner.step(x)}
+    sides: dict[str, Side] = {"ONNX Runtime alone, bound": bare(data, x, runner._session), "OnnxRunner.step": lambda: runner.step(x)}
+    sides["OnnxRunner.step without the runtime"] = emptied(data, x)
     sides |= {"session.run": plain_run(data, x), "run_with_ort_values": ort_values(data, x)}
     if "mem.S" in program.wires:
         sides |= {"NumPy": numpy_step(program, x), **torch_sides(program, x)}
@@ -202,7 +219,11 @@ def steps_of(name: str, program: Program) -> Iterator[tuple[str, str, Side, int]
 def scan_of(name: str, program: Program, length: int = 400) -> Iterator[tuple[str, str, Side, int]]:
     """The loop over the cell against the Scan model; both give the same bits."""
     x = RNG.normal(size=(length, 1, *program.input_shape)).astype(np.float32)
-    runner, scan, bound = OnnxRunner(export(program)), SequenceRunner(export(program, sequence=True)), bare(export(program), x[0])
+    runner, scan, bound = (
+        OnnxRunner(export(program)),
+        SequenceRunner(export(program, sequence=True)),
+        bare(export(program), x[0], _session(export(program))),
+    )
     assert runner.run(x).outputs["out"].tobytes() == scan.run(x).outputs["out"].tobytes()
     yield f"sequence, {name}", "OnnxRunner.run", lambda: runner.run(x), length
     yield f"sequence, {name}", "ONNX Runtime alone, bound loop", lambda: [bound() for _ in range(length)], length
@@ -242,18 +263,26 @@ def comparisons() -> Iterator[tuple[str, list[tuple[str, Side, int]]]]:
         yield rows[0][0], [(side, call, count) for _, side, call, count in rows]
 
 
-def measured(sides: list[tuple[str, Side, int]], rounds: int) -> dict[str, float]:
-    """Microseconds a step: the median over rounds, the sides in turns."""
+def measured(sides: list[tuple[str, Side, int]], rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Per side: microseconds a step, its ratio to the first side and its difference, each the median over rounds of short turns."""
     times: dict[str, list[float]] = {name: [] for name, _, _ in sides}
     for turn in range(rounds + 1):
         for name, call, count in sides:
-            repeats = max(1, 300 // count)
+            repeats = max(1, 100 // count)
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
             if turn:  # the first round warms up
                 times[name].append((time.perf_counter() - start) / (repeats * count) * 1e6)
-    return {name: statistics.median(found) for name, found in times.items()}
+    base = times[sides[0][0]]
+    return {
+        name: (
+            statistics.median(found),
+            statistics.median(a / b for a, b in zip(found, base, strict=True)),
+            statistics.median(a - b for a, b in zip(found, base, strict=True)),
+        )
+        for name, found in times.items()
+    }
 
 
 def machine() -> str:
@@ -266,17 +295,16 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/onnx_step.csv"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for group, sides in comparisons():
         found = measured(sides, options.rounds)
-        base = next(iter(found.values()))
-        for side, microseconds in found.items():
-            rows.append((group, side, f"{microseconds:.2f}", f"{microseconds / base:.2f}", f"{microseconds - base:+.2f}"))
-            print(f"{group:42} {side:32} {microseconds:9.2f} us  x{microseconds / base:6.2f}", flush=True)
+        for side, (microseconds, ratio, more) in found.items():
+            rows.append((group, side, f"{microseconds:.2f}", f"{ratio:.2f}", f"{more:+.2f}"))
+            print(f"{group:42} {side:36} {microseconds:9.2f} us  x{ratio:6.2f} {more:+9.2f} us", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as stream:
         stream.write(f"# python benchmarks/onnx_step.py --rounds {options.rounds}\n# {machine()}\n")

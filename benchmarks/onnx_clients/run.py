@@ -1,8 +1,8 @@
 """The same cells in other runtimes: how many spikes differ from the reference loop, on dyadic models and on real-valued ones.
 
-    python benchmarks/onnx_clients/run.py [--node FOLDER] [--openvino PYTHON] [--out benchmarks/results/onnx_clients.csv]
+    python benchmarks/onnx_clients/run.py [--node FOLDER] [--openvino PYTHON] [--tract PYTHON] [--iree PYTHON] [--out CSV]
 
-FOLDER holds node_modules with onnxruntime-node and onnxruntime-web; PYTHON is an interpreter with openvino. What is not given is left out.
+FOLDER holds node_modules with onnxruntime-node and onnxruntime-web; PYTHON an interpreter with the package. What is not given is left out.
 A client gets a folder: `cell.onnx`, `input.bin` (T, B, ...), `job.json` (steps, input and state shapes, output names); it starts every
 state at zero, feeds each present state back as the past one, and writes `output{i}.bin`, `(T, B, ...)` float32, in the order of the names.
 """
@@ -51,7 +51,8 @@ def prepare(folder: Path, model: Program, x: np.ndarray) -> list[str]:
     given = {"type": kind, "dims": [BATCH, *info.input_shape]}
     (folder / "cell.onnx").write_bytes(data)
     x.astype(kind).tofile(folder / "input.bin")
-    job = {"folder": str(folder), "steps": len(x), "input": given, "states": states, "outputs": outputs}
+    order = [item.name for item in onnx.load_from_string(data).graph.output]
+    job = {"folder": str(folder), "steps": len(x), "input": given, "states": states, "outputs": outputs, "graph_outputs": order}
     (folder / "job.json").write_text(json.dumps(job))
     return outputs
 
@@ -80,7 +81,7 @@ def outside(command: list[str], cwd: Path | None, folder: Path) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def clients(node: Path | None, openvino: Path | None) -> Mapping[str, Client]:
+def clients(node: Path | None, **pythons: Path | None) -> Mapping[str, Client]:
     """The runtimes at hand."""
 
     def ort(data: bytes) -> object:
@@ -97,10 +98,10 @@ def clients(node: Path | None, openvino: Path | None) -> Mapping[str, Client]:
         for package in ("onnxruntime-node", "onnxruntime-web"):
             script = str(HERE.absolute() / "client_node.js")
             found[package] = partial(outside, ["node", script, package], node)
-    if openvino:
-        base = [str(openvino), str(HERE / "client_openvino.py")]
-        found["OpenVINO"] = partial(outside, base, None)
-        found["OpenVINO, states hidden"] = partial(outside, [*base, "stateful"], None)
+    commands = {name: [str(python), str(HERE / f"client_{name.lower()}.py")] for name, python in pythons.items() if python}
+    found |= {name: partial(outside, command, None) for name, command in commands.items()}
+    if "OpenVINO" in commands:
+        found["OpenVINO, states hidden"] = partial(outside, [*commands["OpenVINO"], "stateful"], None)
     return found
 
 
@@ -132,11 +133,12 @@ def compare(folder: Path, model: Program, x: np.ndarray, names: list[str]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--node", type=Path)
-    parser.add_argument("--openvino", type=Path)
+    for name in ("openvino", "tract", "iree"):
+        parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/onnx_clients.csv"))
     options = parser.parse_args()
     rows = []
-    for client, step in clients(options.node, options.openvino).items():
+    for client, step in clients(options.node, OpenVINO=options.openvino, tract=options.tract, IREE=options.iree).items():
         for name in ZOO:
             for exact in (False, True)[: 1 + (name in DYADIC)]:
                 model = ZOO[name](Builder(3, dyadic=exact))
@@ -152,7 +154,7 @@ def main() -> None:
                             f"{found['state_error']:.1e}",
                             bool(found["bit_equal"]),
                         ]
-                    except RuntimeError as error:
+                    except (RuntimeError, subprocess.TimeoutExpired) as error:
                         version, row = "", ["", "", "", "", f"fails: {error}"]
                 rows.append([client, version, name, "dyadic" if exact else "real", *row])
                 print(*rows[-1], flush=True)
@@ -170,7 +172,8 @@ def main() -> None:
     ]
     with options.out.open("w", newline="") as stream:
         stream.write(
-            f"# python benchmarks/onnx_clients/run.py --node FOLDER --openvino PYTHON; {STEPS} steps, batch {BATCH}, against the reference\n"
+            "# python benchmarks/onnx_clients/run.py --node FOLDER --openvino PYTHON --tract PYTHON --iree PYTHON\n"
+            f"# {STEPS} steps, batch {BATCH}, against the reference loop\n"
         )
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
 
