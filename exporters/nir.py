@@ -45,7 +45,8 @@ def export(program: Program, *, profile: str = "generic", dt: float | None = Non
     if not row.exact:
         build.notes.append(_how_far(program, from_bytes(data)))
         return to_bytes(build, outputs, program.digest)
-    check(program, from_bytes(data), build.parts, left_out={o.name for o in program.outputs} - {o.name for o in outputs})
+    left_out = {o.name for o in program.outputs} - {o.name for o in outputs}
+    check(program, from_bytes(data), build.parts, left_out, row.input_range)
     return data
 
 
@@ -79,7 +80,7 @@ def _options(profile: str, dt: float | None, discretisation: Discretisation | No
             message("option dt", f"it is {dt}", f"the reader of profile '{profile}' always takes {row.dt}", "Leave the option out.")
         )
     cut = discretisation or row.discretisation
-    if cut not in ("euler", "exact"):
+    if discretisation not in (None, "euler", "exact"):
         raise BadInput(message("option discretisation", f"it is '{cut}'", "euler or exact is needed"))
     if cut == "exact" and row.form != "li-threshold":
         raise BadInput(
@@ -110,6 +111,8 @@ def _live(program: Program) -> Program:
 
 def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
     """The program in the form that the reader can wire: without sums where it does not add."""
+    if profile.fan_in == "line":
+        return in_line(program)
     if profile.fan_in == "sum" or not branches(program):
         return program, {}
     if profile.fan_in == "relay":
@@ -197,4 +200,6 @@ def _membrane_shown(build: Builder, output: Output) -> bool:
         return False
     if isinstance(step, S.LIF):
         return step.reset == "value" or (step.reset == "zero" and not step.reset_delay)
+    if build.profile.input_range:
+        return False
     return isinstance(step, S.Integrator) and output.wire not in build.rescaled and bool(np.any(step.decay))

@@ -22,16 +22,16 @@ LEVELS = (0.3, 1.0, 3.0, 10.0)
 """One sample each: quiet to loud, so that some neurons fire and some do not whatever the weights are."""
 
 
-def sample(program: Program) -> Array:
-    """Random input `(T, B, *shape)` with values of many sizes, a third of them zero; always the same."""
+def sample(program: Program, limit: float = 0.0) -> Array:
+    """Random input `(T, B, *shape)` with values of many sizes, a third of them zero; always the same. `limit` bounds it, 0 does not."""
     rng = np.random.default_rng(20_240_926)
     x = rng.normal(size=(STEPS, len(LEVELS), *program.input_shape)) * (rng.random((STEPS, len(LEVELS), *program.input_shape)) < 2 / 3)
-    return x * np.reshape(LEVELS, (1, -1, *(1,) * len(program.input_shape)))
+    x = x * np.reshape(LEVELS, (1, -1, *(1,) * len(program.input_shape)))
+    return np.clip(x, -limit, limit) if limit else x
 
 
-def compare(program: Program, artifact: Program, parts: Parts, x: Array | None = None) -> Mapping[str, int]:
+def compare(program: Program, artifact: Program, parts: Parts, x: Array) -> Mapping[str, int]:
     """Spikes that differ outside the margin, by wire. Raises `NotEquivalent` when a layer is missing or an output's values differ."""
-    x = sample(program) if x is None else x
     spiking = [step for step in program.spiking if isinstance(step, S.Threshold | S.LIF)]
     for step in spiking:
         if step.name not in artifact.wires:
@@ -39,7 +39,7 @@ def compare(program: Program, artifact: Program, parts: Parts, x: Array | None =
     known = {wire for step in spiking for wire in (step.name, step.inputs[0])} | {output.wire for output in program.outputs}
     want = run(program, x, record=known)
     forced = {step.name: fired(step, want.wires[step.name]) for step in spiking}
-    wide = {name: np.concatenate([_vector(forced[wire]) for wire, _, _ in held], axis=-1) for name, held in parts.items()}
+    wide = {name: np.concatenate([_vector(forced[wire]) for wire, *_ in held], axis=-1) for name, held in parts.items()}
     got = run(artifact, x, record=list(forced), forced={**forced, **wide})
     _outputs(program, artifact, want, got)
     return {step.name: _differing(step, want, got) for step in spiking}
@@ -75,14 +75,14 @@ def _outputs(program: Program, artifact: Program, want: Run, got: Run) -> None:
             )
 
 
-def check(program: Program, artifact: Program, parts: Parts, left_out: Collection[str]) -> None:
+def check(program: Program, artifact: Program, parts: Parts, left_out: Collection[str], limit: float = 0.0) -> None:
     """Raises `NotEquivalent` naming the layer whose spikes differ."""
     missing = {o.name for o in program.outputs} - {o.name for o in artifact.outputs} - set(left_out)
     if missing:
         raise NotEquivalent(
             message(f"NIR graph: output '{min(missing)}'", "it is missing", "every output must be in the graph or be noted")
         )
-    wrong = {wire: count for wire, count in compare(program, artifact, parts).items() if count}
+    wrong = {wire: count for wire, count in compare(program, artifact, parts, sample(program, limit)).items() if count}
     if wrong:
         wire, count = next(iter(wrong.items()))
         raise NotEquivalent(message(f"NIR graph: layer '{wire}'", f"{count} spikes differ from the program's", "nothing was written"))

@@ -66,8 +66,21 @@ def _write(build: Builder, metadata: Mapping[str, Any]) -> bytes:
             message("NIR graph", f"nodes {sorted(set(graph.nodes) - set(nodes))} lead nowhere", "every node must be connected")
         )
     stream = io.BytesIO()
-    nir.write(stream, graph)
+    nir.write(stream, _Old(graph) if build.profile.no_reset_value else graph)
     return stream.getvalue()
+
+
+class _Old:
+    """The graph as nir 1.0.4 laid it out: no `v_reset` (it is zero in all that we write for readers of that age)."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.graph.to_dict()
+        for node in found["nodes"].values():
+            node.pop("v_reset", None)
+        return found
 
 
 def _node(kind: str, params: dict[str, Any]) -> Any:

@@ -115,6 +115,10 @@ def put_integrator(build: Builder, step: S.Integrator) -> None:
     if build.profile.channels_last and membrane_needed(build, step):
         raise build.refuse("a membrane that leaves the neuron", f"the reader of profile '{build.profile.name}' knows spikes only", _SPEC)
     if build.profile.form == "li-threshold" or membrane_needed(build, step):
+        if build.profile.input_range:
+            raise build.refuse(
+                "a membrane that leaves the neuron", f"the reader of profile '{build.profile.name}' knows spikes only", _SPEC
+            )
         source, shape = build.plain(step.inputs[0]), build.program.wires[step.name]
         name = leaky(build, step.name, source, shape, step.decay)
         build.wires[step.name] = Wire((name,), shape)
@@ -134,6 +138,9 @@ def put_threshold(build: Builder, step: S.Threshold) -> None:
     else:
         assert isinstance(before, S.Integrator)
         source, decay, name = build.plain(before.inputs[0]), before.decay, before.inputs[0]
+    if build.profile.form in ("sinabs", "rockpool"):
+        _spikes(build, step, LIFTED[build.profile.form](build, step.name, source, full(decay, shape), full(theta, shape)), shape)
+        return
     if build.profile.form == "lif":
         _spikes(build, step, lif(build, step.name, source, shape, decay, theta, 0.0), shape)
         return
@@ -151,8 +158,66 @@ def _spikes(build: Builder, step: S.Threshold | S.LIF, node: str, shape: Shape) 
     build.wires[step.name] = Wire((node,), shape, amplitude)
 
 
+# --- readers whose neurons fire at the threshold and more than once a step: the threshold is lifted to B, the current by B - theta -----
+
+
+def _lifted(build: Builder, source: Wire, decay: Array, theta: Array) -> tuple[Array, Array]:
+    """B and B - theta: B is the smallest power of two above what any membrane can exceed its threshold by.
+
+    A hair of B is taken off the lift (4 float32 roundings), so that a membrane exactly at its threshold stays silent, as `>` says.
+    """
+    kind, params = build.nodes[source.nodes[0]]
+    before = [a for a, b in build.edges if b == source.nodes[0]]
+    if kind != "Affine" or len(source.nodes) != 1 or len(before) != 1:
+        raise build.refuse("neurons that no matrix feeds", f"profile '{build.profile.name}' bounds membranes by their weights", _SPEC)
+    analog = build.nodes[before[0]][0] in ("Input", "Flatten")
+    weight, bias = (np.asarray(params[key], np.float64) for key in ("weight", "bias"))
+    most = np.abs(weight).sum(axis=1) * build.profile.input_range if analog else np.maximum(weight, 0).sum(axis=1)
+    reach = np.max(np.maximum(most + bias, 0) / (1 - np.minimum(decay, 1 - 1e-9)) - theta)
+    top = 2.0 ** np.ceil(np.log2(max(reach * (1 + 1e-6), 1.0)))
+    if analog:
+        build.notes.append(
+            f"{build.where}: right for inputs up to {build.profile.input_range:g} in size; float32 resolves {top * 2**-24:.1e} here"
+        )
+    return np.full(theta.shape, top), top - theta - top * 2.0**-22
+
+
+def sinabs(build: Builder, name: str, source: Wire, decay: Array, theta: Array) -> str:
+    """LI (decay exp(-1/tau), unit gain) -> Affine (+ lift) -> LIF of no memory that fires at B."""
+    top, lift = _lifted(build, source, decay, theta)
+    tau = np.where(decay > 0, -build.dt / np.log(np.where(decay > 0, decay, 0.5)), FORGETS * build.dt)
+    shape = theta.shape
+    mem = build.add(f"{name}.mem", "LI", source.nodes, tau=tau, r=np.ones(shape), v_leak=np.zeros(shape))
+    raised = build.add(f"{name}.lift", "Affine", (mem,), weight=np.eye(len(theta)), bias=lift)
+    values = {"tau": np.full(shape, FORGETS * build.dt), "r": np.ones(shape), "v_leak": np.zeros(shape), "v_reset": np.zeros(shape)}
+    return build.add(name, "LIF", (raised,), **values, v_threshold=top)
+
+
+def rockpool(build: Builder, name: str, source: Wire, decay: Array, theta: Array) -> str:
+    """CubaLIF: i = d (i + x), so weights are divided by d; v = i + v_leak, so v_leak is the lift; r says what dt is."""
+    top, lift = _lifted(build, source, decay, theta)
+    decay = np.where(decay > 0, decay, 2.0**-90)
+    _, params = build.nodes[source.nodes[0]]
+    params["weight"], params["bias"] = params["weight"] / decay[:, None], params["bias"] / decay
+    shape, fast = theta.shape, 1 / 200
+    values = {
+        "tau_syn": -build.dt / np.log(decay),
+        "tau_mem": np.full(shape, build.dt * fast),
+        "r": np.full(shape, fast - 1),
+        "v_leak": lift,
+    }
+    return build.add(name, "CubaLIF", source.nodes, **values, v_reset=np.zeros(shape), w_in=np.ones(shape), v_threshold=top)
+
+
+FORGETS = 1e-3
+"""A time constant, in steps, after which nothing is left: exp(-1000) is zero in every float."""
+LIFTED = {"sinabs": sinabs, "rockpool": rockpool}
+
+
 def put_lif(build: Builder, step: S.LIF) -> None:
     """A neuron with reset: exact when the reset sets the membrane (to zero), whenever it acts; NIR has no reset by subtraction."""
+    if build.profile.input_range:
+        raise build.refuse("a reset", f"profile '{build.profile.name}' carries neurons without reset", _SPEC)
     if step.reset == "subtract":
         raise build.refuse(
             "a reset by subtraction", "NIR's neurons reset to a value", 'Train with reset_mechanism="zero" or "none", or use --target onnx.'

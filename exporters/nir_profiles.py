@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["li-threshold", "cuba", "lif"]
-Discretisation = Literal["euler", "exact"]
-FanIn = Literal["sum", "relay", "relay-or-sum"]
+Form = Literal["li-threshold", "cuba", "lif", "sinabs", "rockpool"]
+Discretisation = Literal["euler", "exact", "sinabs", "rockpool"]
+FanIn = Literal["sum", "relay", "relay-or-sum", "line"]
 
 MAPS = frozenset({"Affine", "Conv2d", "Flatten"})
 ALL = MAPS | {"AvgPool2d", "SumPool2d", "Scale", "Delay", "LI", "I", "Threshold", "CubaLIF", "LIF"}
@@ -27,13 +27,16 @@ class Profile:
     form             the nodes of a neuron without reset: `li-threshold`, `cuba`, or `lif` (with a reset that the model has not)
     nodes            node kinds that the reader has
     fan_in           `sum`: the reader adds where edges meet; `relay`: it does not, so skipped spikes are carried by relay neurons;
-                     `relay-or-sum`: relays where they are possible, for readers of both kinds
+                     `relay-or-sum`: relays where they are possible, for readers of both kinds; `line`: everything between two
+                     layers of neurons becomes one matrix, skips or not
     one_threshold    the reader takes one threshold per layer: weights are divided by theta, and the threshold becomes 1
     one_decay        the reader takes one decay per node: neurons are grouped by decay and put back in place
     padded_pool      the reader honours the padding of pools
     mean_pool        a mean over windows is written as AvgPool2d; else as SumPool2d, which more readers have, with 1/area in the weights
     many_outputs     the reader can have more than one Output node
     channels_last    the reader flattens (H, W, C), NIR (C, H, W): a flatten that would mix them is refused
+    input_range      largest |input| that the form allows (its threshold is lifted above anything a membrane can then reach); 0: any
+    no_reset_value   the reader pins a nir library (1.0.4) that does not know `v_reset`; zero is its meaning when it is left out
     fixed_dt         the reader knows no other time step
     exact            the graph computes what the program computes
     """
@@ -50,6 +53,8 @@ class Profile:
     mean_pool: bool = False
     many_outputs: bool = False
     channels_last: bool = False
+    input_range: float = 0.0
+    no_reset_value: bool = False
     fixed_dt: bool = False
     discretisation: Discretisation = "euler"
     units: str = "s"
@@ -108,6 +113,29 @@ _ROWS = (
         one_threshold=True,
         one_decay=True,
         mean_pool=True,
+    ),
+    Profile(
+        "sinabs",
+        "LI -> Affine -> LIF whose threshold no membrane reaches twice, for sinabs.nir.from_nir(graph, batch_size=...); time in steps",
+        1.0,
+        form="sinabs",
+        nodes=frozenset({"Affine", "LI", "LIF", "Flatten"}),
+        fan_in="line",
+        discretisation="sinabs",
+        units="steps",
+        no_reset_value=True,
+        input_range=4.0,
+        fixed_dt=True,
+    ),
+    Profile(
+        "rockpool",
+        "CubaLIF with exponential decays and lifted threshold, for rockpool.nn.modules.torch.nir.from_nir(graph)",
+        1e-3,
+        form="rockpool",
+        nodes=frozenset({"Affine", "CubaLIF"}),
+        fan_in="line",
+        discretisation="rockpool",
+        input_range=4.0,
     ),
     Profile(
         "lif",

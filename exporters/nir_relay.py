@@ -24,7 +24,9 @@ from spikedeploy.steps import Array, Step
 
 MAX_CELLS = 1 << 24
 """Weights of one composed matrix: a residual around a large convolution is refused rather than blown up."""
-Parts = Mapping[str, tuple[tuple[str, int, int], ...]]
+Part = tuple[str, int, int, tuple[int, ...]]
+"""A stretch of a widened layer: the wire it holds, where it starts and stops, and that wire's shape."""
+Parts = Mapping[str, tuple[Part, ...]]
 _LINEAR = (S.Affine, S.Conv2d, S.SumPool2d, S.Scale, S.Reshape, S.Slice, S.Add)
 
 
@@ -45,6 +47,7 @@ class Layer:
     current: Sum
     decay: Array
     threshold: Array
+    shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -108,7 +111,7 @@ def _layer(
     if INPUT in current.weights and depth > 1:
         raise ModelRefused(message(where, "the input reaches it past a layer of neurons", "relay neurons carry spikes only", _OTHER))
     shape = program.wires[step.name]
-    return Layer(step, depth, current, _flat(decay, shape), _flat(step.threshold, shape))
+    return Layer(step, depth, current, _flat(decay, shape), _flat(step.threshold, shape), shape)
 
 
 def _flat(value: Array, shape: tuple[int, ...]) -> Array:
@@ -177,10 +180,10 @@ class Stage:
     relayed: tuple[Layer, ...]
 
     @property
-    def parts(self) -> tuple[tuple[str, int, int], ...]:
-        ends = np.cumsum([0, *(layer.size for layer in (*self.own, *self.relayed))])
-        names = [layer.step.name for layer in (*self.own, *self.relayed)]
-        return tuple((name, int(a), int(b)) for name, a, b in zip(names, ends, ends[1:], strict=False))
+    def parts(self) -> tuple[Part, ...]:
+        layers = (*self.own, *self.relayed)
+        ends = [0, *np.cumsum([layer.size for layer in layers]).tolist()]
+        return tuple((layer.step.name, a, b, layer.shape) for layer, a, b in zip(layers, ends, ends[1:], strict=False))
 
     @property
     def size(self) -> int:
@@ -192,14 +195,14 @@ def _line(program: Program, layers: list[Layer], result: Sum, last: str) -> tupl
     wanted = {name: max(_reach(name, layers), depth + 1 if name in result.weights else 0) for name in (x.step.name for x in layers)}
     steps: list[Step] = []
     source, held = _entry(program, steps), {INPUT: (0, prod(program.input_shape))}
-    parts: dict[str, tuple[tuple[str, int, int], ...]] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
     for k in range(1, depth + 1):
         own = tuple(layer for layer in layers if layer.depth == k)
         relayed = tuple(layer for layer in layers if layer.depth < k < wanted[layer.step.name])
-        alone = len(own) == 1 and not relayed
+        alone = len(own) == 1 and not relayed and len(own[0].shape) == 1
         stage = Stage(own[0].step.name if alone else f"{own[0].step.name}.wide", own, relayed)
         steps += _stage(stage, source, held)
-        source, held = stage.name, {name: (a, b) for name, a, b in stage.parts}
+        source, held = stage.name, {name: (a, b) for name, a, b, _ in stage.parts}
         if not alone:
             parts[stage.name] = stage.parts
     wire = _exit(program, steps, source, held, result, last)
@@ -238,7 +241,7 @@ def _stage(stage: Stage, source: str, held: Mapping[str, tuple[int, int]]) -> li
     zeros, halves = [np.zeros(x.size) for x in stage.relayed], [np.full(x.size, 0.5) for x in stage.relayed]
     decay, theta = np.concatenate([*(x.decay for x in stage.own), *zeros]), np.concatenate([*(x.threshold for x in stage.own), *halves])
     weight, bias = np.concatenate([_rows(x, held) for x in sums]), np.concatenate([x.bias for x in sums])
-    affine = S.Affine(f"{stage.name}.in", (source,), weight, bias)
+    affine = S.Affine(f"{stage.name}.map", (source,), weight, bias)
     if len(kinds) != 1:
         raise ModelRefused(message(f"layer '{stage.name}'", "neurons with and without reset side by side", "one kind", _OTHER))
     return [affine, *_NEURONS[kinds.pop()](stage, decay, theta)]
@@ -248,14 +251,14 @@ def _free(stage: Stage, decay: Array, theta: Array) -> list[Step]:
     if any(isinstance(layer.step, S.Threshold) and not layer.step.strict for layer in stage.own):
         raise ModelRefused(message(f"layer '{stage.name}'", "it fires at its threshold (>=)", "NIR's neurons fire above it (>)"))
     membrane = f"{stage.name}.mem"
-    return [S.Integrator(membrane, (f"{stage.name}.in",), decay), S.Threshold(stage.name, (membrane,), theta)]
+    return [S.Integrator(membrane, (f"{stage.name}.map",), decay), S.Threshold(stage.name, (membrane,), theta)]
 
 
 def _reset(stage: Stage, decay: Array, theta: Array) -> list[Step]:
     firsts = {(layer.step.reset, layer.step.strict) for layer in stage.own if isinstance(layer.step, S.LIF)}
     if firsts != {("zero", True)}:
         raise ModelRefused(message(f"layer '{stage.name}'", f"resets {sorted(map(str, firsts))}", "a reset to zero", "Use --target onnx."))
-    return [S.LIF(stage.name, (f"{stage.name}.in",), decay, theta, "zero", reset_delay=False)]
+    return [S.LIF(stage.name, (f"{stage.name}.map",), decay, theta, "zero", reset_delay=False)]
 
 
 _NEURONS: Mapping[type[Step], Callable[[Stage, Array, Array], list[Step]]] = {S.Threshold: _free, S.LIF: _reset}

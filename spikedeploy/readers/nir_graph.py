@@ -17,12 +17,14 @@ from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, ModelRefused, message
 from spikedeploy.program import INPUT, Output, Program
 from spikedeploy.readers.nir_file import Graph, Node
-from spikedeploy.readers.nir_nodes import NODES, Discretisation, Site
+from spikedeploy.readers.nir_nodes import DIALECTS, NODES, SPOKEN, Discretisation, Site
 from spikedeploy.shapes import ShapeError, shapes_of
 from spikedeploy.steps import Shape, Step
 
 DEFAULT_DT = 1e-4
 """What a file without metadata is read with unless told: snnTorch, spikingjelly and lava write with this one."""
+Part = tuple[str, int, int, Shape]
+CUTS = ("euler", "exact", *DIALECTS)
 _GATES = ("Input", "Output")
 _RANK = {"Affine": 1, "Linear": 1, "Conv2d": 3, "SumPool2d": 3, "AvgPool2d": 3}
 
@@ -44,7 +46,7 @@ def program_of(graph: Graph, dt: float | None = None, discretisation: Discretisa
 def _time(graph: Graph, dt: float | None, discretisation: Discretisation | None, notes: list[str]) -> tuple[float, Discretisation]:
     said, cut = graph.metadata.get("dt"), graph.metadata.get("discretisation")
     said = float(said.ravel()[0]) if isinstance(said, np.ndarray) and said.size == 1 and said.dtype.kind in "fiu" else None
-    cut = cut if cut in ("euler", "exact") else None
+    cut = cut if cut in CUTS else None
     used, how = dt or said or DEFAULT_DT, discretisation or cut or "euler"
     if not 0 < used < float("inf"):
         raise BadInput(message("NIR file", f"a time step dt of {used}", "it must be above zero"))
@@ -69,11 +71,11 @@ def _names(graph: Graph, nodes: Mapping[str, Node]) -> Mapping[str, str]:
     return found
 
 
-def _parts(graph: Graph) -> Mapping[str, list[tuple[str, int, int]]]:
+def _parts(graph: Graph) -> Mapping[str, list[Part]]:
     """Wire of a widened layer -> what its stretches are called, `(wire, start, stop)`, from our own metadata."""
     try:
         found = json.loads(graph.metadata.get("parts", "{}"))
-        return {str(name): [(str(wire), int(a), int(b)) for wire, a, b in parts] for name, parts in found.items()}
+        return {str(name): [(str(w), int(a), int(b), tuple(map(int, shape))) for w, a, b, shape in parts] for name, parts in found.items()}
     except (ValueError, TypeError, AttributeError):
         raise BadInput(message("NIR file", "metadata 'parts' is unreadable", "a JSON object of stretches is needed")) from None
 
@@ -157,7 +159,7 @@ class _Build:
         discretisation: Discretisation,
         notes: list[str],
         names: Mapping[str, str],
-        parts: Mapping[str, list[tuple[str, int, int]]],
+        parts: Mapping[str, list[Part]],
     ) -> None:
         self.nodes, self.edges, self.dt, self.discretisation, self.notes = nodes, edges, dt, discretisation, notes
         self.steps: list[Step] = []
@@ -168,6 +170,7 @@ class _Build:
             self.sources[target].append(source)
         self.inputs = [name for name, node in nodes.items() if node.kind == "Input" and not self.sources[name]]
         self.names, self.parts = names, parts
+        self.taken = {self.name(node) for node in nodes}
         if len(self.inputs) != 1:
             raise BadInput(message("NIR graph", f"{len(self.inputs)} inputs {self.inputs}", "exactly one Input node is read"))
 
@@ -188,9 +191,9 @@ class _Build:
             self.wire[name] = source
             return
         rule = NODES.get(node.kind)
-        if rule is None:
+        if rule is None or node.kind not in SPOKEN.get(self.discretisation, NODES):
             raise BadInput(message(f"node '{name}' ({node.kind})", "this kind is not read", f"{', '.join(sorted(NODES))} are"))
-        site = Site(self.name(name), node, source, self.shapes[source], self.dt, self.discretisation, self.notes)
+        site = Site(self.name(name), node, source, self.shapes[source], self.dt, self.discretisation, self.notes, self.taken)
         if node.kind == "Flatten":
             site.node = self.batchless(name, site)
         rule(site)
@@ -200,10 +203,14 @@ class _Build:
 
     def cut(self, site: Site) -> None:
         """A widened layer shows the layers in it under their own names; what it only passes on has its name from where it arose."""
-        for wire, start, stop in self.parts.get(site.name, ()):
+        for wire, start, stop, shape in self.parts.get(site.name, ()):
             for suffix in ("", ".mem"):
-                if f"{site.name}{suffix}" in self.shapes and f"{wire}{suffix}" not in self.shapes:
-                    self.extend([S.Slice(f"{wire}{suffix}", (f"{site.name}{suffix}",), start, stop)], site.where)
+                source, name = f"{site.name}{suffix}", f"{wire}{suffix}"
+                if source in self.shapes and name not in self.shapes:
+                    cut = name if len(shape) == 1 else f"{name}.flat"
+                    self.extend([S.Slice(cut, (source,), start, stop)], site.where)
+                    if len(shape) != 1:
+                        self.extend([S.Reshape(name, (cut,), shape)], site.where)
 
     def batch_dropped(self, name: str, shape: Shape) -> Shape:
         """Some writers keep a batch axis of one in front of the input; its readers tell."""
@@ -222,8 +229,11 @@ class _Build:
             raise BadInput(
                 message(f"node '{name}'", f"inputs of shapes {[self.shapes[w] for w in wires]}", "where edges meet, shapes must be equal")
             )
-        self.extend([S.Add(f"{self.name(name)}.sum", tuple(wires))], f"node '{name}'")
-        return f"{self.name(name)}.sum"
+        total = f"{self.name(name)}.sum"
+        while total in self.taken:
+            total += "_"
+        self.extend([S.Add(total, tuple(wires))], f"node '{name}'")
+        return total
 
     def extend(self, steps: list[Step], where: str) -> None:
         for step in steps:

@@ -12,7 +12,7 @@ the end of the step in which the neuron fired. States start at zero. NIR leaves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +23,17 @@ from spikedeploy.errors import BadInput, message
 from spikedeploy.readers.nir_file import Node
 from spikedeploy.steps import Array, Shape, Step
 
-Discretisation = Literal["euler", "exact"]
+Discretisation = Literal["euler", "exact", "sinabs", "rockpool"]
+DIALECTS = ("sinabs", "rockpool")
+"""How two readers compute that do not follow NIR's equations; files made for them are checked in their own terms.
+
+    sinabs    LI, LIF   v_t = exp(-dt/tau) v_{t-1} + x_t                              r is ignored
+    rockpool  CubaLIF   i_t = exp(-dt/tau_syn) (i_{t-1} + x_t)                        r and w_in are ignored
+                        v_t = exp(-dt/tau_mem) v_{t-1} + i_t + v_leak
+    both                floor(v / v_threshold) spikes, at the threshold too, each lowering v by v_threshold
+
+Only membranes that forget everything are read in these terms (`exp(-dt/tau)` is zero): then one spike at most, and no reset to speak of.
+"""
 TIGHT = 1e-14
 """Values are stored as ratios (dt/tau, 1/(1-d)); what lies this close to a shorter number is that number."""
 
@@ -39,6 +49,7 @@ class Site:
     dt: float
     discretisation: Discretisation
     notes: list[str]
+    taken: Container[str] = ()
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -47,6 +58,13 @@ class Site:
 
     def refuse(self, found: str, needed: str, do: str = "") -> BadInput:
         return BadInput(message(self.where, found, needed, do))
+
+    def aux(self, suffix: str) -> str:
+        """A name for a wire inside the node that no node bears."""
+        name = f"{self.name}.{suffix}"
+        while name in self.taken:
+            name += "_"
+        return name
 
     def raw(self, key: str) -> Any:
         if key not in self.node.params:
@@ -81,8 +99,9 @@ class Site:
         tau = self.neuron(key)
         if np.any(tau <= 0):
             raise self.refuse(f"a time constant '{key}' of {tau.min()}", "it must be above zero")
-        if self.discretisation == "exact":
-            return tidy(np.exp(-self.dt / tau)), tidy(-np.expm1(-self.dt / tau))
+        if self.discretisation != "euler":
+            decay = tidy(np.exp(-self.dt / tau))
+            return decay, {"exact": tidy(-np.expm1(-self.dt / tau)), "sinabs": np.array(1.0), "rockpool": decay}[self.discretisation]
         gain = self.dt / tau
         if np.any(gain > 1 + TIGHT):
             raise self.refuse(
@@ -115,13 +134,13 @@ def tidy(value: Array) -> Array:
 def li(site: Site) -> None:
     """tau v' = (v_leak - v) + r I; the output is v."""
     decay, gain = site.decay("tau")
-    wire = site.scaled(site.source, f"{site.name}.in", gain * site.neuron("r"), gain * site.neuron("v_leak"))
+    wire = site.scaled(site.source, site.aux("in"), gain * site.neuron("r"), gain * site.neuron("v_leak"))
     site.steps.append(S.Integrator(site.name, (wire,), decay))
 
 
 def integrator(site: Site) -> None:
     """v' = r I; the output is v."""
-    wire = site.scaled(site.source, f"{site.name}.in", site.dt * site.neuron("r"))
+    wire = site.scaled(site.source, site.aux("in"), site.dt * site.neuron("r"))
     site.steps.append(S.Integrator(site.name, (wire,), np.array(1.0)))
 
 
@@ -133,7 +152,11 @@ def threshold(site: Site) -> None:
 def _fire(site: Site, wire: str, decay: Array) -> None:
     """v_t = decay v_{t-1} + wire; spike; v becomes v_reset where it spiked. A membrane that forgets everything needs no reset."""
     theta = site.neuron("v_threshold")
-    if np.any(decay):
+    if site.discretisation in DIALECTS:
+        if np.any(decay > 1e-30):
+            raise site.refuse("a membrane that remembers", f"in terms of {site.discretisation} only instant membranes are read")
+        site.steps.append(S.Threshold(site.name, (wire,), theta, strict=False))
+    elif np.any(decay):
         reset = site.neuron("v_reset", 0.0)
         site.steps.append(S.LIF(site.name, (wire,), decay, theta, "value", reset_delay=False, reset_value=reset))
     else:
@@ -143,14 +166,14 @@ def _fire(site: Site, wire: str, decay: Array) -> None:
 def lif(site: Site) -> None:
     """tau v' = (v_leak - v) + r I; z = 1[v > v_threshold]; v = v_reset where z."""
     decay, gain = site.decay("tau")
-    name = f"{site.name}.in" if np.any(decay) else f"{site.name}.mem"
+    name = site.aux("in") if np.any(decay) else site.aux("mem")
     wire = site.scaled(site.source, name, gain * site.neuron("r"), gain * site.neuron("v_leak"))
     _fire(site, wire, decay)
 
 
 def if_(site: Site) -> None:
     """v' = r I; z = 1[v > v_threshold]; v = v_reset where z."""
-    _fire(site, site.scaled(site.source, f"{site.name}.in", site.dt * site.neuron("r")), np.array(1.0))
+    _fire(site, site.scaled(site.source, site.aux("in"), site.dt * site.neuron("r")), np.array(1.0))
 
 
 def _current(site: Site, mem: str) -> tuple[str, Array]:
@@ -161,16 +184,20 @@ def _current(site: Site, mem: str) -> tuple[str, Array]:
     syn, syn_gain = site.decay("tau_syn")
     decay, gain = site.decay("tau_mem")
     r, leak = site.neuron("r"), site.neuron("v_leak")
+    if site.discretisation == "rockpool":
+        wire = site.scaled(site.source, site.aux("in"), syn_gain)
+        site.steps.append(S.Integrator(site.aux("syn"), (wire,), syn))
+        return site.scaled(site.aux("syn"), mem, np.array(1.0), leak), decay
     drive, offset = gain * r, gain * leak
     if not np.any(syn):
         return site.scaled(
-            site.source, f"{site.name}.in" if np.any(decay) else mem, syn_gain * site.neuron("w_in", 1.0) * drive, offset
+            site.source, site.aux("in") if np.any(decay) else mem, syn_gain * site.neuron("w_in", 1.0) * drive, offset
         ), decay
     plain = not np.any(decay) and not np.any(offset)
-    wire = site.scaled(site.source, f"{site.name}.in", syn_gain * site.neuron("w_in", 1.0) * (drive if plain else 1.0))
-    name = mem if plain else f"{site.name}.syn"
+    wire = site.scaled(site.source, site.aux("in"), syn_gain * site.neuron("w_in", 1.0) * (drive if plain else 1.0))
+    name = mem if plain else site.aux("syn")
     site.steps.append(S.Integrator(name, (wire,), syn))
-    return (name if plain else site.scaled(name, mem if not np.any(decay) else f"{site.name}.drive", drive, offset)), decay
+    return (name if plain else site.scaled(name, mem if not np.any(decay) else site.aux("drive"), drive, offset)), decay
 
 
 def cuba_li(site: Site) -> None:
@@ -182,7 +209,7 @@ def cuba_li(site: Site) -> None:
 
 def cuba_lif(site: Site) -> None:
     """As CubaLI, with z = 1[v > v_threshold] and v = v_reset where z."""
-    wire, decay = _current(site, f"{site.name}.mem")
+    wire, decay = _current(site, site.aux("mem"))
     _fire(site, wire, decay)
 
 
@@ -246,7 +273,7 @@ def sum_pool(site: Site) -> None:
 def avg_pool(site: Site) -> None:
     """The mean over windows, the zeros of the padding counted (as torch's default, and every importer's)."""
     kernel = _pair(site, "kernel_size")
-    total = f"{site.name}.sum"
+    total = site.aux("sum")
     site.steps.append(S.SumPool2d(total, (site.source,), kernel, _pair(site, "stride"), _pair(site, "padding")))
     site.steps.append(S.Scale(site.name, (total,), np.array(1.0 / max(kernel[0] * kernel[1], 1))))
 
@@ -274,6 +301,12 @@ def delay(site: Site) -> None:
     if whole[0]:
         site.steps.append(S.Delay(site.name, (site.source,), int(whole[0])))
 
+
+SPOKEN: Mapping[str, frozenset[str]] = {
+    "sinabs": frozenset({"LI", "LIF", "Affine", "Linear", "Conv2d", "SumPool2d", "Flatten"}),
+    "rockpool": frozenset({"CubaLIF", "Affine", "Linear", "Flatten"}),
+}
+"""The node kinds that the dialects have."""
 
 NODES: Mapping[str, Callable[[Site], None]] = {
     "LI": li,
