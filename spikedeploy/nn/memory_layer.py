@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spikedeploy.errors import BadInput, message
-from spikedeploy.nn import memory_native
+from spikedeploy.nn import memory_native, memory_query
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.topk import topk, topk_count
@@ -206,14 +206,21 @@ class MemoryLayer(nn.Module):
         Passing the returned state on continues the sequence: pieces give the same numbers as the whole.
         Raises `BadInput` on another shape.
         """
-        start, run = self._check(x, state), self._run(x)
-        inputs, q = self.project(x), None if self.to_q is None else self.to_q(x)
+        start, run, inputs = self._check(x, state), self._run(x), self.project(x)
         if run is memory_native.states and isinstance(self.spike_grad, Surrogate) and not self.state_quant:
-            y, last = memory_native.spikes(inputs, q, self.threshold, start, self.spike_grad)
-            y = y if self._plain_spikes() else y * self.graded_spikes_factor
+            y, last = self._fused(inputs, x, start, self.spike_grad)
         else:
-            y, last = self._torch(run, inputs, q, start)
+            y, last = self._torch(run, inputs, None if self.to_q is None else self.to_q(x), start)
         return (y, last) if return_state else y
+
+    def _fused(self, inputs: Inputs, x: Tensor, start: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
+        """State, spikes and read-out in the native core."""
+        if self.to_q is not None and memory_query.plain(self.to_q, x):
+            y, last = memory_query.read(inputs, x, self.to_q, self.threshold, start, surrogate)
+        else:
+            q = None if self.to_q is None else self.to_q(x)
+            y, last = memory_native.spikes(inputs, q, self.threshold, start, surrogate)
+        return y if self._plain_spikes() else y * self.graded_spikes_factor, last
 
     def _plain_spikes(self) -> bool:
         factor = self.graded_spikes_factor

@@ -55,8 +55,31 @@ def _call(inputs: Inputs, q: Tensor | None, limit: Tensor, state: Tensor, output
     return result
 
 
-def _suffix(x: Tensor) -> str:
-    return "f64" if x.dtype == torch.float64 else "f32"
+NAMES = ("v", "k", "alpha", "beta", "q", "threshold", "start", "checkpoints")
+
+
+class Job:
+    """One call description of the kernel: sizes and settings once, arrays by name as often as there are calls."""
+
+    def __init__(self, v: Tensor, k: Tensor, delta: bool, settings: dict[str, Any]) -> None:
+        self.ffi, self.lib = native.core()
+        self.job = self.ffi.new("sd_memory *", settings)
+        self.job.steps, self.job.batch, self.job.d, self.job.n = *v.shape, k.shape[-1]
+        self.job.delta, self.job.threads = int(delta), torch.get_num_threads()
+        self.suffix = "f64" if v.dtype == torch.float64 else "f32"
+
+    def hold(self, direction: str) -> Tensor:
+        """The work area of many calls; keep it as long as the job."""
+        area = torch.zeros(getattr(self.lib, f"sd_memory_area_{self.suffix}")(self.job, int(direction == "backward")), dtype=torch.uint8)
+        self.job.area = self.ffi.cast("void *", area.data_ptr())
+        return area
+
+    def run(self, direction: str, arrays: dict[str, Tensor | None]) -> None:
+        """`direction` is "forward" or "backward"; arrays must be contiguous."""
+        for name, array in arrays.items():
+            setattr(self.job, name, self.ffi.NULL if array is None else self.ffi.cast("void *", array.data_ptr()))
+        if getattr(self.lib, f"sd_memory_{direction}_{self.suffix}")(self.job):
+            raise MemoryError(f"no memory for the work area of a {self.job.d} x {self.job.n} memory")
 
 
 class _Memory(torch.autograd.Function):
@@ -83,7 +106,7 @@ class _Memory(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.settings = {"output": output, "surrogate": surrogate.code, "slope": surrogate.k}
         ctx.set_materialize_grads(False)
-        _run("forward", ctx.settings, saved, {"y": y, "end": end})
+        Job(v, k, beta is not None, ctx.settings).run("forward", {**dict(zip(NAMES, saved, strict=True)), "y": y, "end": end})
         return y, end
 
     @staticmethod
@@ -98,24 +121,6 @@ class _Memory(torch.autograd.Function):
         results = {name: None if x is None else torch.empty_like(x) for name, x in wanted.items()}
         per_batch, dstart = torch.empty_like(state), torch.empty_like(state)
         more = {"dy": dy, "dend": dend, **results, "dthreshold": per_batch, "dstart": dstart}
-        _run("backward", ctx.settings, saved, more)
+        Job(v, k, beta is not None, ctx.settings).run("backward", {**dict(zip(NAMES, saved, strict=True)), **more})
         dlimit = per_batch.sum(0).reshape(limit.shape) if ctx.needs_input_grad[5] else None
         return (*results.values(), dlimit, dstart, None, None, None)
-
-
-NAMES = ("v", "k", "alpha", "beta", "q", "threshold", "start", "checkpoints")
-
-
-def _run(direction: str, settings: dict[str, Any], saved: tuple[Tensor | None, ...], more: dict[str, Tensor | None]) -> None:
-    ffi, lib = native.core()
-    arrays = {**dict(zip(NAMES, saved, strict=True)), **more}
-    v, k = saved[0], saved[1]
-    assert v is not None and k is not None
-    job = ffi.new("sd_memory *", settings)
-    job.steps, job.batch, job.d, job.n = *v.shape, k.shape[-1]
-    job.delta, job.threads = int(arrays["beta"] is not None), torch.get_num_threads()
-    for name, array in arrays.items():
-        if array is not None:
-            setattr(job, name, ffi.cast("void *", array.data_ptr()))
-    if getattr(lib, f"sd_memory_{direction}_{_suffix(v)}")(job):
-        raise MemoryError(f"no memory for the work area of a {v.shape[-1]} x {k.shape[-1]} memory")
