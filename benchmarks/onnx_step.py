@@ -115,8 +115,8 @@ class Nothing:
 
 
 def emptied(data: bytes, x: np.ndarray) -> Side:
-    """What the runner itself does: checks, the input in, the output out. Measured alone, because as a difference of two runs of a large cell
-    it drowns in their noise."""
+    """What the runner itself does: checks, the input in, the output out. Measured alone, because as a difference of two runs of a large
+    cell it drowns in their noise."""
     runner = OnnxRunner(data)
     runner._bindings = (Nothing(), Nothing())  # type: ignore[assignment]
     return lambda: runner.step(x)

@@ -27,6 +27,8 @@ from spikedeploy.program import INPUT, Program
 from spikedeploy.readers.onnx_info import FORMAT, METADATA, VERSION, content_digest
 
 DEFAULT_OPSET = 17
+MAX_PARAMETERS = 1_000_000_000
+"""Bytes: a protobuf file ends at 2 GiB, our reader at 1 GiB, and external data is no option."""
 
 
 def export(
@@ -99,6 +101,9 @@ def build(program: Program, *, opset: int, static_batch: int | None, spikes: boo
         result = row(graph, step, *(_read(graph, step, wire) for wire in step.inputs))
         graph.value.update(zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=True))
     _publish(graph, spikes=spikes)
+    size = sum(len(tensor.raw_data) for tensor in graph.constants.values())
+    if size > MAX_PARAMETERS:
+        raise ModelRefused(message("model", f"parameters of {size} bytes", f"one ONNX file holds at most {MAX_PARAMETERS}"))
     return graph
 
 

@@ -38,24 +38,22 @@ def with_outputs(model: onnx.ModelProto, values: Mapping[str, str]) -> onnx.Mode
     """A copy with further outputs: public name -> value inside the graph. A name that is an output already stays. Raises `BadInput`."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    known = {name for node in model.graph.node for name in node.output}
-    known |= {info.name for info in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    kinds = _types(model)
     present = {info.name for info in model.graph.output}
     for public, value in values.items():
-        if value not in known:
+        if value not in kinds:
             raise BadInput(message("ONNX cell", f"the value '{value}' does not exist", "the graph must hold what its metadata names"))
         if public not in present:
             changed.graph.node.append(onnx.helper.make_node("Identity", [value], [public], name=public))
-            changed.graph.output.append(onnx.helper.make_tensor_value_info(public, _type(model, value), None))
+            changed.graph.output.append(onnx.helper.make_tensor_value_info(public, kinds[value], None))
     return changed
 
 
-def _type(model: onnx.ModelProto, value: str) -> int:
-    declared = {info.name: info.type.tensor_type.elem_type for info in (*model.graph.input, *model.graph.output)}
-    if value in declared:
-        return declared[value]
-    inferred = onnx.shape_inference.infer_shapes(model)
-    return next(info.type.tensor_type.elem_type for info in inferred.graph.value_info if info.name == value)
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every value of the graph."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    found = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
+    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 class Binding:
