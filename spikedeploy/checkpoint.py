@@ -231,6 +231,10 @@ def _nodes(plain: list[Any]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
+"""Under which names training scripts keep the state_dict among other things."""
+
+
 def load_model(path: str | Path, model: str | None = None) -> nn.Module:
     """The model in a file, whichever of the accepted kinds it is: a checkpoint of `save`; a bare state_dict with `model` =
     `package.module:factory`, a
@@ -247,8 +251,8 @@ def load_model(path: str | Path, model: str | None = None) -> nn.Module:
             return _sequential(content)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise BadInput(message(where, f"its layers are unreadable ({error})", "a checkpoint from spikedeploy.save is needed")) from None
-    if isinstance(content, dict) and "state_dict" in content and isinstance(content["state_dict"], dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(
             message(where, f"it holds {_kind(content)}", "a checkpoint from spikedeploy.save, a state_dict or an nn.Sequential is needed")

@@ -23,6 +23,8 @@ from torch import Tensor, fx, nn
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.graph import Graph, Node, Ref, map_refs, refs
 
+BATCH = "batch_size"
+"""The name of the node that stands for the number of samples, where a forward asked for it as a number."""
 Row = tuple[str, str, Any, Any]
 LOOP = "loop"
 """The name of the rolled loop in the graph."""
@@ -87,6 +89,14 @@ class Sized(fx.Proxy):
 
     def __iter__(self) -> Any:
         return self.unbind()
+
+
+def with_batch_size(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes with one that measures the batch, where any of them asks for it."""
+    if not any(ref.node == BATCH for node in nodes for ref in refs((node.args, node.kwargs))):
+        return nodes
+    at = next(i for i, node in enumerate(nodes) if node.op == "input")
+    return (*nodes[: at + 1], Node(BATCH, "method", "size", (Ref(nodes[at].name), 1)), *nodes[at + 1 :])
 
 
 def is_unrolled(graph: Graph, layers: Mapping[str, nn.Module]) -> bool:
@@ -157,8 +167,8 @@ def roll(graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Te
 
 
 def _cut(graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> _Roll:
-    free = [node for node in graph.nodes if node.op in ("input", "tensor")]
-    nodes = [node for node in graph.nodes if node.op not in ("input", "tensor")]
+    free = [node for node in graph.nodes if node.op in ("input", "tensor") or node.name == BATCH]
+    nodes = [node for node in graph.nodes if node not in free]
     first = next((found for node in nodes if (found := _time_index(node)) and found[1] == 0 and _is_wire(graph, found[0])), None)
     if first is None:
         raise refuse("it never takes x[0], the first time step")
@@ -291,6 +301,8 @@ def _body(cut: _Roll, body: Sequence[Row], carried: Mapping[int, int], wanted: S
     names = [node.name for node in cut.steps[0]]
     used = {slot.key for i, row in enumerate(body) if i not in carried for slot in _slots(row[2:]) if slot.kind == "outside"}
     given = [node for node in cut.outside if node.op == "tensor" and node.name in used]
+    if BATCH in used:
+        given.append(Node(BATCH, "method", "size", (Ref(names[0]), 0)))
     if strangers := used - {node.name for node in given} - {cut.base}:
         raise refuse(f"a step reads '{strangers.pop()}', which was computed before the loop")
 

@@ -24,6 +24,7 @@ from spikedeploy.errors import BadInput, message
 
 MAX_FILE = 4 << 30
 MAX_PICKLE = 16 << 20
+MAX_INSTRUCTIONS = 2_000_000
 MAX_EXPANSION = 1 << 20
 """Elements that a tensor with overlapping entries (stride 0) may have; a real checkpoint has a few."""
 
@@ -169,6 +170,8 @@ def _scan(code: bytes, modules: Mapping[str, str]) -> None:
     """Read the pickle's instructions without following them: unknown globals are named, oversized arguments refused."""
     strings: list[str] = []
     for count, (opcode, argument, _) in enumerate(pickletools.genops(code)):
+        if count > MAX_INSTRUCTIONS:
+            raise Hostile(f"its pickle has more than {MAX_INSTRUCTIONS} instructions", "a checkpoint has a few dozen per tensor")
         if opcode.name in _NEVER:
             raise Hostile(f"its pickle uses the instruction {opcode.name}", "plain data is needed")
         if opcode.name in _BINARY and int(str(argument)) > count:

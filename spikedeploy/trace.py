@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced
-from spikedeploy.loops import Size, is_unrolled, refuse, roll
+from spikedeploy.loops import BATCH, Size, is_unrolled, refuse, roll, with_batch_size
 from spikedeploy.nn.overtime import OverTime, forget
 from spikedeploy.tracer import Tracer
 
@@ -106,7 +106,7 @@ def _read(model: nn.Module, tracer: Tracer) -> Traces:
         ) from error
     finally:
         forget(model)
-    nodes = tuple(_node(node) for node in traced.nodes)
+    nodes = with_batch_size(tuple(_node(node) for node in traced.nodes))
     layers = {_strip(str(n.target)): root.get_submodule(str(n.target)) for n in traced.nodes if n.op == "call_module"}
     tensors = {n.target: _tensor(root, n.target) for n in nodes if n.op == "tensor"}
     return Graph(nodes), layers, tensors
@@ -176,10 +176,10 @@ def _unknown(node: fx.Node, what: str) -> ModelRefused:
 def _plain(node: fx.Node, value: Any) -> Any:
     if isinstance(value, fx.Node):
         return Ref(value.name)
+    if isinstance(value, Size) and value.axis == 1:
+        return Ref(BATCH)
     if isinstance(value, Size):
-        raise refuse(
-            f"'{node.name}' is given the number of {('steps', 'samples')[value.axis]} as a fixed number", "Use -1 or flatten(1) instead."
-        )
+        raise refuse(f"'{node.name}' is given the number of steps as a fixed number", "Use -1 or flatten(1) instead.")
     if isinstance(value, (tuple, list)):
         return type(value)(_plain(node, item) for item in value) if type(value) in (tuple, list) else tuple(_plain(node, v) for v in value)
     if isinstance(value, dict):

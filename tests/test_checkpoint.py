@@ -208,7 +208,7 @@ def test_a_state_dict_fills_the_model_of_the_factory(tmp_path: Path, monkeypatch
     model, x = zoo.plain()
     with torch.no_grad():
         model.fc1.weight += 1
-    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
+    torch.save({"model_state_dict": model.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
     module = type(sys)("spikedeploy_test_factory")
     module.make, module.small = factory, lambda: nn.Linear(2, 2)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)

@@ -98,7 +98,34 @@ class Hidden(Two):
         return torch.stack([self.lif2(self.fc2(self.lif1(self.fc1(x_t)))) for x_t in x.unbind(0)])
 
 
-LOOPS = (Steps, Sums, Iterates, Around, Hidden)
+class Views(Two):
+    """Reshapes inside the loop that name the number of samples."""
+
+    def forward(self, x: Tensor) -> Any:
+        batch, mem1, out = x.size(1), self.lif1.init_leaky(), []
+        for x_t in x:
+            spk1, mem1 = self.lif1(self.fc1(x_t.view(batch, 5, 1).reshape(batch, -1)), mem1)
+            out.append(spk1.view(batch, 2, 3))
+        return torch.stack(out)
+
+
+LOOPS = (Steps, Sums, Iterates, Around, Hidden, Views)
+
+
+def images() -> nn.Module:
+    """A convolutional one-step network."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 3, 3), snn.Leaky(0.8, threshold=0.3, init_hidden=True), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)]
+    return OverTime(nn.Sequential(*layers, snn.Leaky(0.9, threshold=0.05, init_hidden=True)))
+
+
+def test_an_image_network_over_time() -> None:
+    model, x = images(), 3 * torch.randn(6, 2, 2, 6, 7, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x).numpy()
+    found = reference.run(spikedeploy.convert(model, x), x.numpy(), dtype=np.float32).outputs["output"]
+    assert np.array_equal(found, expected)
+    assert expected.any()
 
 
 def wrapped(**options: Any) -> nn.Module:
