@@ -24,6 +24,8 @@ from torch import Tensor, nn
 import spikedeploy
 from spikedeploy.exporters import nir
 from spikedeploy.readers.nir import read as read_nir
+from spikedeploy.report import energy, load_tables, measure
+from spikedeploy.report.html import html
 from spikedeploy.runtime import reference
 from spikedeploy.verify import Certificate, require, verify
 
@@ -170,9 +172,14 @@ def main() -> None:
     for name, result in third_parties(files["digits.nir"], test.numpy(), "out").items():
         print(f"  {name}: {result}")
 
+    counted = measure(program, test.numpy())
+    files["report.html"] = options.out / "report.html"
+    files["report.html"].write_text(html(counted, [energy(counted, name) for name in load_tables()], None, "digits.pt"))
+
     spikes, chances = sum(run.spikes.values()), sum(run.decisions.values())
     print(f"accuracy on held-out digits: {trained:.1%} trained (parallel), {deployed:.1%} deployed (step by step)")
     print(f"sparsity: {1 - spikes / chances:.1%} of neuron steps are silent")
+    print(f"operations: {counted.total.acs + counted.total.macs:,} where a dense network does {counted.total.dense:,}")
     for path in files.values():
         print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     print(f"done in {time.perf_counter() - began:.0f} s")

@@ -94,7 +94,7 @@ def test_verify_finds_out_which_semantics_was_exported(files: Path, tmp_path: Pa
     options = ("--target", "onnx", "-o", tmp_path / "r.onnx", "--semantics", "recurrence")
     assert Call(capsys, "export", files / "gen2.pt", *options).code == 0
     call = Call(capsys, "verify", files / "gen2.pt", tmp_path / "r.onnx")
-    assert call.code == 0 and "deployed as recurrence" in call.out
+    assert call.code == 0 and "deployed as the recurrence" in call.out
 
 
 def test_verify_of_a_model_alone(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,9 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 
 
 def test_help_starts_fast_and_without_torch() -> None:
-    code = "import sys; from spikedeploy.cli import outcome; outcome(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys; from spikedeploy.cli import outcome; outcome(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from spikedeploy import steps as S
-from spikedeploy.program import Program
+from spikedeploy.semantics import semantics_difference
 from spikedeploy.verify.bounds import Bounds, bound
 from spikedeploy.verify.certificate import Finding
 from spikedeploy.verify.parties import Real
@@ -16,8 +16,6 @@ from spikedeploy.verify.rules import Doubt
 from spikedeploy.verify.sides import Sides
 
 Extra = Callable[[Sides, Real, Bounds], Iterator[Finding]]
-VISIBLE = 1e-3
-"""Two states are said to differ where they are further apart than this."""
 
 
 def extras(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
@@ -27,37 +25,15 @@ def extras(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
 
 
 def two_semantics(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
-    """Gen2: the mathematics (`recurrence`) and the library's own forward (`snntorch-1.0.0`), each on its own from the input on."""
-    other = other_semantics(sides.program)
-    if other is None:
-        return
-    theirs = bound(other, x)
-    for step in sides.program.steps:
-        if isinstance(step, S.MatrixMemory):
-            yield _parting(step, sides.program, bounds, theirs)
+    """Gen2: from which step the mathematics (`recurrence`) and the library's own forward (`snntorch-1.0.0`) part, and by how much."""
+    for found in semantics_difference(sides.program, x):
+        yield Finding("warn" if found.spikes else "note", f"{SEMANTICS[found.semantics]} {found}", asdict(found))
 
 
-def other_semantics(program: Program) -> Program | None:
-    """The program with every matrix memory under its other meaning; None when it has no such memory."""
-    swapped = {"recurrence": "snntorch-1.0.0", "snntorch-1.0.0": "recurrence"}
-    steps = tuple(S.MatrixMemory(s.name, s.inputs, swapped[s.semantics]) if isinstance(s, S.MatrixMemory) else s for s in program.steps)  # type: ignore[arg-type]
-    if not any(isinstance(step, S.MatrixMemory) for step in steps):
-        return None
-    return Program(program.input_shape, steps, program.outputs, program.input_kind)
-
-
-def _parting(step: S.MatrixMemory, program: Program, ours: Bounds, theirs: Bounds) -> Finding:
-    layer = next(s.name for s in program.readers(step.name) if isinstance(s, S.Threshold))
-    apart = np.abs(ours.decisions[layer].value - theirs.decisions[layer].value)
-    by_step = apart.reshape(len(apart), -1).max(axis=1)
-    flips = (ours.spikes[layer] != theirs.spikes[layer]).reshape(len(apart), -1)
-    first, first_flip = (_first(by_step > VISIBLE), _first(flips.any(axis=1)))
-    text = f"layer '{layer}': deployed as {step.semantics}; the other meaning "
-    text += "stays within" if first is None else f"differs from step {first} on, by up to {by_step.max():.3g};"
-    text += f" {VISIBLE:g} of it on these {len(apart)} steps," if first is None else ""
-    text += " no spike differs" if first_flip is None else f" {flips.mean():.2%} of spikes differ, the first at step {first_flip}"
-    data = {"first_step": first, "first_spike": first_flip, "largest": float(by_step.max()), "spikes": float(flips.mean())}
-    return Finding("note" if first_flip is None else "warn", text, data)
+SEMANTICS = {
+    "recurrence": "deployed as the recurrence;",
+    "snntorch-1.0.0": "deployed as what snnTorch's forward computes;",
+}
 
 
 def _first(hits: Real) -> int | None:
