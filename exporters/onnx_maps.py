@@ -133,13 +133,14 @@ def embedding(g: Graph, step: S.Embedding, x: str) -> str:
 
 
 def topk(g: Graph, step: S.TopK, x: str) -> str:
-    """ONNX settles ties as we do: the lower index first."""
+    """ONNX settles ties as we do: the lower index first. A mask is scattered, not values: onnx.reference fails to gather some shapes."""
     axis = len(g.shape(step.inputs[0]))
     if step.k == g.shape(step.inputs[0])[-1]:
         return x
-    _, index = g.pair("TopK", [g.node("Abs", [x], "magnitude"), g.integers(step.k)], ("top", "index"), axis=axis, largest=1, sorted=1)
-    kept = g.node("GatherElements", [x, index], "kept", axis=axis)
-    return g.node("ScatterElements", [g.node("Sub", [x, x], "zeros"), index, kept], axis=axis, doc=f"the {step.k} largest, zeros elsewhere")
+    top, index = g.pair("TopK", [g.node("Abs", [x], "magnitude"), g.integers(step.k)], ("top", "index"), axis=axis, largest=1, sorted=1)
+    nowhere, everywhere = g.node("Less", [x, x], "nowhere"), g.node("Equal", [top, top], "everywhere")
+    mask = g.node("ScatterElements", [nowhere, index, everywhere], "mask", axis=axis)
+    return g.node("Where", [mask, x, g.real(0.0)], doc=f"the {step.k} largest, zeros elsewhere")
 
 
 def nearest(g: Graph, step: S.Nearest, x: str) -> str:

@@ -256,6 +256,18 @@ def test_wires_may_have_the_names_of_the_border() -> None:
     np.testing.assert_array_equal(probed["output.b"], forced["spikes.a"])
 
 
+@pytest.mark.parametrize("shape", [(2,), (5,), (4, 9), (2, 3, 4)])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_top_k_of_any_shape_in_both_runtimes(shape: tuple[int, ...], batch: int) -> None:
+    model = program(shape, [S.TopK("top", ("input",), max(1, shape[-1] // 2))])
+    x = samples(model, 2, batch, dyadic=True)
+    data = export(model)
+    expected = run(model, x).outputs["out"]
+    np.testing.assert_array_equal(OnnxRunner(data).run(x).outputs["out"], expected)
+    evaluator = ReferenceEvaluator(onnx.load_from_string(data))
+    np.testing.assert_array_equal(evaluator.run(None, {"input": x[1]})[0], expected[1])
+
+
 def test_equal_magnitudes_keep_the_lowest_index_in_both_runtimes() -> None:
     model = program((6,), [S.TopK("top", ("input",), 3)])
     x = np.array([[[1, -1, 1, 1, -1, 0.5]], [[0, 0, 0, 0, 0, 0]], [[0.5, 2, -2, 0.5, 0.5, 0.5]]], np.float32)
