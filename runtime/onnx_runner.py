@@ -41,7 +41,7 @@ class OnnxRunner:
         data, self.model, self.info = read_cell(source)
         if self.info.kind != "step":
             raise BadInput(
-                message("ONNX model", "it runs whole sequences", "a step cell is needed", "Use spikedeploy.runtime.onnx_sequence.")
+                message("ONNX model", "it runs whole sequences", "a step cell is needed", "Use spikedeploy.runtime.SequenceRunner.")
             )
         self.batch = _batch(self.info, batch)
         self._recorded = {wire: f"wire.{wire}" for wire in _known(self.info, record)}

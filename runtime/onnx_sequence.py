@@ -23,7 +23,7 @@ class SequenceRunner:
     def __init__(self, source: Source, *, threads: int = 1) -> None:
         data, _, self.info = read_cell(source)
         if self.info.kind != "sequence":
-            raise BadInput(message("ONNX model", "it is a step cell", "a sequence model is needed", "Use spikedeploy.runtime.onnx_runner."))
+            raise BadInput(message("ONNX model", "it is a step cell", "a sequence model is needed", "Use spikedeploy.runtime.OnnxRunner."))
         self._session = open_session(data, threads)
         self._names = [item.name for item in self._session.get_outputs()]
 
