@@ -86,7 +86,11 @@ def _onnx(opened: Any, x: Any, source: str) -> tuple[str, Any]:
 
     if opened.runner is None:
         raise BadInput(message(f"{opened.path}", "it is not an ONNX cell", "--engine onnxruntime needs an .onnx file"))
-    return "ONNX Runtime", opened.runner.run(x[:, None] if x.ndim == 1 + len(opened.runner.info.input_shape) else x)
+    x = x[:, None] if x.ndim == 1 + len(opened.runner.info.input_shape) else x
+    try:
+        return "ONNX Runtime", opened.runner.run(x)
+    except BadInput as error:
+        raise BadInput(f"{source}{str(error).removeprefix('input')}") from None
 
 
 ENGINES: Mapping[str, Callable[[Any, Any, str], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
