@@ -1,6 +1,6 @@
 """The event-driven engine against ONNX Runtime and snnTorch, in one process, in turns, on one thread.
 
-    python benchmarks/events.py [--rounds 7] [--only layers,memory,floor,bandwidth] [--out benchmarks/results/events.csv]
+    python benchmarks/events.py [--rounds 7] [--only floor,memory,camera,bandwidth,layers] [--out benchmarks/results]
 
 A figure is the median over rounds of the mean time of a step. Every layer's threshold is set so that its spikes have the sparsity named; the input has it too.
 ONNX Runtime's side is the fastest of four: the exported cell and a leaner one (Gemm, Mul, Add, Greater, Cast), each stepped through IOBinding and as a Scan.
@@ -241,18 +241,18 @@ def measure_layers(rounds: int) -> Iterator[Row]:
     for sizes in ((784, 512, 512, 10), (128, 256, 256, 256, 1000)):
         for sparsity in SPARSITIES:
             rng = np.random.default_rng(1)
-            x = (rng.random((400, 1, sizes[0])) >= sparsity).astype(np.float32)
+            x = (rng.random((1000, 1, sizes[0])) >= sparsity).astype(np.float32)
             program = calibrated(sizes, x, sparsity)
             cell, sequence = export(program, static_batch=1), export(program, sequence=True)
             sides: dict[str, tuple[Side, int]] = {
                 "engine whole": (whole(program, x), len(x)),
                 "engine streamed": (streamed(program, x), len(x)),
                 "int8 whole": (whole(program, x, weights="int8"), len(x)),
-                "ort cell": (bound_loop(cell, x), len(x)),
-                "ort scan": (scan(sequence, x), len(x)),
-                "ort lean cell": (bound_loop(lean(program, scan=False), x), len(x)),
-                "ort lean scan": (scan(lean(program, scan=True), x), len(x)),
-                "snntorch": (snntorch_loop(program, x[:50]), 50),
+                "ort cell": (bound_loop(cell, x[:300]), 300),
+                "ort scan": (scan(sequence, x[:300]), 300),
+                "ort lean cell": (bound_loop(lean(program, scan=False), x[:300]), 300),
+                "ort lean scan": (scan(lean(program, scan=True), x[:300]), 300),
+                "snntorch": (snntorch_loop(program, x[:100]), 100),
             }
             found = medians(sides, rounds)
             best = min(value for name, value in found.items() if name.startswith("ort"))
@@ -265,19 +265,159 @@ def measure_layers(rounds: int) -> Iterator[Row]:
             }  # fmt: skip
 
 
+def associative(m: int, d: int) -> Program:
+    """One Gen2 layer, random weights: v, k, alpha, Q projections, the memory, its spikes, P Q."""
+    rng = np.random.default_rng(0)
+
+    def affine(name: str, out: int) -> S.Affine:
+        return S.Affine(name, ("input",), weight=rng.normal(size=(out, m)) / np.sqrt(m), bias=rng.normal(size=out) * 0.2)
+
+    steps = (
+        affine("v", d), affine("k", d), affine("a", d), S.Activation("alpha", ("a",), function="sigmoid"), S.MatrixMemory("S", ("v", "k", "alpha")),
+        S.Threshold("spk", ("S",), threshold=np.array(0.2)), affine("q", d * d), S.Reshape("Q", ("q",), shape=(d, d)), S.MatMul("PQ", ("spk", "Q")),
+    )  # fmt: skip
+    return Program((m,), steps, (Output("out", "PQ", "sum"),))
+
+
+def measure_memory(rounds: int) -> Iterator[Row]:
+    """Gen2, d = n = 64, input 256."""
+    program = associative(256, 64)
+    for sparsity in (0.5, 0.9, 0.99):
+        x = (np.random.default_rng(1).random((100, 1, 256)) >= sparsity).astype(np.float32)
+        sides: dict[str, tuple[Side, int]] = {
+            "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x), len(x)),
+            "ort cell": (bound_loop(export(program, static_batch=1), x), len(x)), "ort scan": (scan(export(program, sequence=True), x), len(x)),
+        }  # fmt: skip
+        found = medians(sides, rounds)
+        fired = EventEngine(program).run(x).spikes["spk"] / len(x) / 4096
+        best = min(found["ort cell"], found["ort scan"])
+        yield {
+            "what": "Gen2 d=n=64 input 256", "sparsity": sparsity, "cells that spike": round(fired, 4), **{k: round(v, 2) for k, v in found.items()},
+            "times ort cell": round(found["ort cell"] / found["engine streamed"], 2), "times best ort": round(best / found["engine whole"], 2),
+            "target": 5 if sparsity == 0.9 else "",
+        }  # fmt: skip
+
+
+def camera(thresholds: list[float]) -> Program:
+    """2 x 34 x 34 -> 8 x 15 x 15 -> 16 x 7 x 7 -> 10, leaky neurons with reset."""
+    rng = np.random.default_rng(0)
+    steps: list[S.Step] = []
+    shapes = ((8, 2, 5, 5), (16, 8, 3, 3))
+    wire = "input"
+    for index, shape in enumerate(shapes):
+        weight = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        steps += [
+            S.Conv2d(f"conv{index}", (wire,), weight=weight, stride=(2, 2)),
+            S.LIF(f"lif{index}", (f"conv{index}",), decay=np.array(0.95), threshold=np.array(thresholds[index]), reset="subtract"),
+        ]
+        wire = f"lif{index}"
+    weight = rng.normal(size=(10, 784)) / 28
+    steps += [S.Reshape("flat", (wire,), shape=(784,)), S.Affine("fc", ("flat",), weight=weight, bias=np.zeros(10))]
+    steps.append(S.LIF("out", ("fc",), decay=np.array(0.95), threshold=np.array(0.3), reset="subtract"))
+    return Program((2, 34, 34), tuple(steps), (Output("counts", "out", "sum"),))
+
+
+def measure_camera(rounds: int) -> Iterator[Row]:
+    """Events like an event camera's: 1 % of the pixels at every step, address events in, convolutions."""
+    from spikedeploy.runtime import Events
+
+    program = camera([0.45, 0.35])
+    for rate in (0.01, 0.003):
+        x = (np.random.default_rng(1).random((200, 1, 2, 34, 34)) < rate).astype(np.float32)
+        time_, index = np.nonzero(x.reshape(200, -1))
+        events = Events(index, time_, 200)
+        engine = EventEngine(program)
+        sides: dict[str, tuple[Side, int]] = {
+            "engine events": (lambda engine=engine, events=events: engine.run(events), 200), "engine dense": (whole(program, x), 200),
+            "engine streamed": (streamed(program, x), 200), "ort cell": (bound_loop(export(program, static_batch=1), x), 200),
+            "ort scan": (scan(export(program, sequence=True), x), 200),
+        }  # fmt: skip
+        found = medians(sides, rounds)
+        run = EventEngine(program).run(x)
+        rates = {f"rate {name}": round(run.rate(name), 4) for name in run.spikes}
+        best = min(found["ort cell"], found["ort scan"])
+        yield {
+            "what": "2x34x34 conv conv 10", "input rate": rate, **rates, **{k: round(v, 2) for k, v in found.items()},
+            "times ort": round(best / found["engine events"], 1), "target": 30 if rate == 0.01 else "",
+        }  # fmt: skip
+
+
 def read_speed(megabytes: float) -> float:
-    """GB/s of reading that many bytes of memory again and again in order: what a cache gives at best to NumPy's add-reduction by dot."""
-    x, one = np.ones(int(megabytes * 250_000), np.float32), np.ones(int(megabytes * 250_000), np.float32)
+    """GB/s of reading that many bytes again and again, in order, by the fastest plain vector loop at hand: what a cache gives at best."""
+    from spikedeploy import native
+
+    ffi, lib = native.core()
+    x = np.ones(int(megabytes * 250_000), np.float32)
+    pointer = ffi.cast("float *", x.ctypes.data)
     times = []
-    for _ in range(30):
+    for _ in range(200):
         begin = time.perf_counter()
+        lib.sd_event_finite(pointer, len(x))
+        middle = time.perf_counter()
         x.max()
-        times.append(time.perf_counter() - begin)
-    del one
-    return x.nbytes / statistics.median(times) / 1e9
+        times += [middle - begin, time.perf_counter() - middle]
+    return x.nbytes / float(np.percentile(times, 25)) / 1e9
 
 
-MEASURES: dict[str, Callable[[int], Iterator[Row]]] = {"layers": measure_layers}
+def measure_bandwidth(rounds: int) -> Iterator[Row]:
+    """Active weight bytes over time, against reading in order from the cache that holds them: L2 for whole sequences (a panel), L3 for streams."""
+    for sizes in ((512, 512, 512), (2048, 2048), (2048, 2048, 2048)):
+        for sparsity in (0.5, 0.9):
+            x = (np.random.default_rng(1).random((256, 1, sizes[0])) >= sparsity).astype(np.float32)
+            program = calibrated(sizes, x, sparsity)
+            near, far = read_speed(1.0), read_speed(sum(a * b * 4 for a, b in pairwise(sizes)) / 1e6)
+            sides: dict[str, tuple[Side, int]] = {
+                "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x), len(x)),
+                "int8 whole": (whole(program, x, weights="int8"), len(x)),
+            }  # fmt: skip
+            found, size = medians(sides, rounds), active_bytes(program, x)
+            whole_speed, stream_speed = (size / found[name] / 1e3 for name in ("engine whole", "engine streamed"))
+            yield {
+                "what": "-".join(map(str, sizes)), "sparsity": sparsity, **{k: round(v, 2) for k, v in found.items()}, "active MB": round(size / 1e6, 3),
+                "whole GB/s": round(whole_speed, 1), "L2 read GB/s": round(near, 1), "whole of L2": round(whole_speed / near, 3),
+                "streamed GB/s": round(stream_speed, 1), "read of all weights GB/s": round(far, 1), "streamed of it": round(stream_speed / far, 3),
+                "int8 against float32": round(found["engine whole"] / found["int8 whole"], 2),
+            }  # fmt: skip
+
+
+def measure_floor(rounds: int) -> Iterator[Row]:
+    """What is paid without events: per neuron and step with every membrane stepped, per step when silence is proven; and the bare call."""
+    for at_once, what in ((True, "stepped: no proof is made for a reset at once"), (False, "skipped: silence is proven")):
+        steps = (
+            S.Affine("fc", ("input",), weight=np.zeros((4096, 16)), bias=np.full(4096, 0.05)),
+            S.LIF("lif", ("fc",), decay=np.array(0.9), threshold=np.array(1.0), reset="subtract", reset_delay=not at_once),
+            S.Affine("out", ("lif",), weight=np.zeros((1, 4096)), bias=None),
+        )
+        program = Program((16,), steps, (Output("out", "out", "sum"),))
+        x = np.zeros((2000, 1, 16), np.float32)
+        found = medians({"engine": (whole(program, x), len(x))}, rounds)["engine"]
+        yield {
+            "what": f"4096 neurons, {what}",
+            "us a step": round(found, 4),
+            "ns a neuron and step": round(found / 4.096, 4),
+            "target": 0.3,
+        }
+    one = Program((1,), (S.Threshold("s", ("input",), threshold=np.array(0.5)),), (Output("s", "s"),))
+    step = EventEngine(one).stream().step
+
+    def calls() -> None:
+        for _ in range(10_000):
+            step()
+
+    checked = EventEngine(one)
+    now = np.ones((1, 1), np.float32)
+    found_calls = medians({"stream": (calls, 10_000), "step": (lambda: [checked.step(now) for _ in range(2000)], 2000)}, rounds)
+    yield {"what": "one neuron, stream().step()", "us a step": round(found_calls["stream"], 4), "target": 1}
+    yield {"what": "one neuron, EventEngine.step(x), checked and copied", "us a step": round(found_calls["step"], 4)}
+
+
+MEASURES: dict[str, Callable[[int], Iterator[Row]]] = {
+    "floor": measure_floor,
+    "memory": measure_memory,
+    "camera": measure_camera,
+    "bandwidth": measure_bandwidth,
+    "layers": measure_layers,
+}
 
 
 def machine() -> str:

@@ -29,7 +29,7 @@ from spikedeploy.runtime.reference import Real, State, zeros
 
 CHUNK_BYTES = 1 << 20
 MOST_STEPS = 256
-C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void"}
+C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void", "taps": "int32_t"}
 
 
 @dataclass(slots=True, eq=False)
@@ -173,7 +173,7 @@ class Tape:
 
     def _operation(self, packed: Packed, inputs: Collection[str]) -> Any:
         op, null = self.machine.ffi.new("sd_event_op *"), self.machine.ffi.NULL
-        op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict), len(inputs)
+        op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict) + 2 * packed.far, len(inputs)
         for place, wire in enumerate(inputs):
             op.source[place] = self.of(wire).struct
         for place, size in enumerate(packed.sizes):
@@ -267,6 +267,12 @@ class Tape:
         """One chunk."""
         for segment in self.segments:
             segment(steps)
+
+    def finite(self, x: Real) -> Callable[[], int]:
+        """A check of `x`, as a call without arguments."""
+        check = partial(self.machine.lib.sd_event_finite, self.machine.pointer("float", x), x.size)
+        check.array = x  # type: ignore[attr-defined]
+        return check
 
     def single(self) -> Callable[[], object]:
         """One step as a call without arguments."""

@@ -22,6 +22,7 @@ from spikedeploy.runtime.events_pack import (
     panel_pairs,
     panels,
     stays_silent,
+    taps,
     up,
 )  # fmt: skip
 from spikedeploy.runtime.events_plan import Group, uniform_amplitude
@@ -49,6 +50,9 @@ KINDS = (
 )
 """The order of the enumeration in `native/events_common.inc`."""
 
+NEAR = 3 << 19
+"""Bytes of weights that a second-level cache keeps beside everything else."""
+
 NEURONS = ("none", "leak", "plain", "subtract", "zero", "subtract now", "zero now", "value", "threshold")
 FUNCTIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "exp")
 
@@ -67,6 +71,7 @@ class Packed:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)
     silent: Array | None = None
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,14 +133,14 @@ def _neurons(context: Context, group: Group, order: Array | None = None, width: 
     return Neurons("none", True, arrays, slots, last.name, None)
 
 
-def _integers(context: Context, step: Step, layout: Callable[[Array], Array], bias: Array) -> dict[str, Array]:
+def _integers(context: Context, step: Step, layout: Callable[[Array], Array], width: int) -> dict[str, Array]:
     """Integer weights and what turns their sums into currents; empty for float32."""
     found = context.quantised.get(step.name)
     if found is None:
         return {}
     amplitude = uniform_amplitude(context.program, step.inputs[0])
     scale = found.scale * (np.float32(1) if amplitude is None else amplitude)
-    return {"integer": layout(found.q), "scale": padded(scale, scale.shape, width=len(bias))}
+    return {"integer": layout(found.q), "scale": padded(scale, scale.shape, width=width)}
 
 
 def _silent(neurons: Neurons, bias: Array) -> Array | None:
@@ -156,14 +161,14 @@ def pack_affine(context: Context, group: Group) -> Packed:
     assert isinstance(step, S.Affine)
     out, wide = step.weight.shape
     neurons, bias = _neurons(context, group), _bias(step.bias, out)
-    integers = _integers(context, step, panel_pairs, bias)
+    integers = _integers(context, step, panel_pairs, len(bias))
     arrays = neurons.arrays | {"weight": panel_major(step.weight), "bias": bias} | integers
     silent, count = _silent(neurons, bias), len(list(panels(len(bias))))
     if silent is not None:
         arrays |= {"pending": np.zeros((context.batch, count), np.int32), "loud": np.zeros((context.batch, count), np.uint8)}
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, up(out), integers["integer"].itemsize if integers else 0, count), arrays, neurons.slots, silent,
+        (wide, up(out), integers["integer"].itemsize if integers else 0, count), arrays, neurons.slots, silent, step.weight.size * 4 > NEAR,
     )  # fmt: skip
 
 
@@ -185,14 +190,21 @@ def pack_conv(context: Context, group: Group) -> Packed:
     assert isinstance(step, S.Conv2d)
     shape = context.shape(step.name)
     layout = conv_layout(shape)
-    neurons, bias = _neurons(context, group, layout.order, layout.width), _bias(step.bias, shape[0])
+    neurons = _neurons(context, group, layout.order, layout.width)
+    start = np.zeros((shape[0], 1, 1), np.float32) if step.bias is None else step.bias[:, None, None]
+    bias = padded(start, shape, order=layout.order, width=layout.width)
+    seen = context.shape(step.inputs[0])
+    rows, columns = (
+        taps(seen[1 + a], shape[1 + a], step.weight.shape[2 + a], step.stride[a], step.padding[a], step.dilation[a]) for a in (0, 1)
+    )
     arrays = neurons.arrays | {
         "weight": conv_weight(step, step.weight),
         "bias": bias,
         "scratch": aligned((context.batch, 2, layout.width), np.float32),
-        **_integers(context, step, lambda q: conv_weight(step, q.astype(np.int32)), bias),
+        "taps": np.concatenate([rows.ravel(), columns.ravel()]),
+        **_integers(context, step, lambda q: conv_weight(step, q.astype(np.int32)), layout.channels),
     }
-    sizes = _conv_sizes(step, context.shape(step.inputs[0]), shape, layout)
+    sizes = (*_conv_sizes(step, seen, shape, layout), rows.shape[1], columns.shape[1], layout.width)
     current = step.name if len(group.steps) > 1 else None
     return Packed("CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, sizes, arrays, neurons.slots)
 

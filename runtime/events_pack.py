@@ -85,16 +85,29 @@ class ConvLayout:
 
 def conv_layout(shape: Shape) -> ConvLayout:
     out, height, wide = shape
-    channels, pixels = up(out), height * wide
+    channels, pixels = up(out, 8), height * wide
     order = (np.arange(pixels)[None, :] * channels + np.arange(out)[:, None]).ravel()
-    return ConvLayout(order, pixels * channels, channels)
+    return ConvLayout(order, up(pixels * channels), channels)
+
+
+def taps(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Array:
+    """Per input coordinate: how many outputs see it, then pairs (output coordinate, tap), ascending; padded to one length."""
+    found = []
+    for place in range(size):
+        seen = [(place + padding - k * dilation, k) for k in range(kernel)]
+        found.append([value for at, k in seen if at >= 0 and at % stride == 0 and at // stride < out for value in (at // stride, k)])
+    table = np.zeros((size, 1 + max(map(len, found))), np.int32)
+    for place, pairs in enumerate(found):
+        table[place, 0] = len(pairs) // 2
+        table[place, 1 : 1 + len(pairs)] = pairs
+    return table
 
 
 def conv_weight(step: S.Conv2d, weight: Array) -> Array:
     """`(O, C/groups, kh, kw)` as `(C, kh, kw, padded O/groups)`: every input channel with the outputs of its group."""
     out, per_group, kh, kw = weight.shape
     group = out // step.groups
-    packed = aligned((per_group * step.groups, kh, kw, up(out)), weight.dtype)
+    packed = aligned((per_group * step.groups, kh, kw, up(out, 8)), weight.dtype)
     for channel in range(per_group * step.groups):
         mine = weight[channel // per_group * group : (channel // per_group + 1) * group, channel % per_group]
         packed[channel, :, :, :group] = np.moveaxis(mine, 0, -1)

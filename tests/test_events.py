@@ -222,3 +222,30 @@ def test_embedding_reads_tokens() -> None:
     x = np.array([[1], [3]])
     run = EventEngine(program).run(x)
     np.testing.assert_allclose(run.outputs["a"], np.tanh(np.arange(12.0).reshape(4, 3)[x]), rtol=1e-6)
+
+
+@needs_native
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=SEEDS)
+def test_streams_are_steps(seed: int) -> None:
+    program = random_program(seed)
+    x = random_input(program, seed, 6, 2)
+    engine, other = EventEngine(program, 2, native=True), EventEngine(program, 2, native=False)
+    stream = engine.stream()
+    for now in x:
+        stream.input[:] = now
+        stream.step()
+        expected = other.step(now)
+        for name, value in stream.outputs.items():
+            assert np.ascontiguousarray(value).tobytes() == expected[name].tobytes()
+
+
+def test_a_bad_step_leaves_the_state_alone() -> None:
+    engine = EventEngine(stack())
+    engine.step(np.ones((1, 70)))
+    before = engine.state["lif1.mem"]["u"]
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        engine.step(np.full((1, 70), np.inf))
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        engine.run(np.concatenate([np.ones((300, 1, 70), np.float32), np.full((1, 1, 70), np.nan, np.float32)]))
+    assert engine.state["lif1.mem"]["u"].tobytes() == before.tobytes()

@@ -17,7 +17,7 @@ typedef struct {
     int32_t kind, mode, flags, count;       /* see events_kinds.inc; count: input wires */
     sd_wire *source[8];
     sd_wire *out, *mem, *current;           /* spikes or the result; membrane; what the neuron was driven by */
-    int64_t n[16];                          /* sizes, by kind */
+    int64_t n[20];                          /* sizes, by kind */
     const float *weight, *bias, *decay, *theta, *amplitude, *reset;
     const void *integer;                    /* int8 or int16 weights; `scale` turns their sum into a current */
     const float *scale;
@@ -26,6 +26,7 @@ typedef struct {
     uint8_t *loud;                          /* per batch entry and panel: some membrane is above its threshold */
     const uint8_t *silent;                  /* per panel: a quiet panel without events provably stays quiet */
     float *scratch;
+    const int32_t *taps;                    /* convolutions: where each input row and column goes, see events_conv.c */
 } sd_event_op;
 
 typedef struct {

@@ -12,11 +12,18 @@ typedef uint32_t w8 __attribute__((vector_size(32), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 8")
 
-SD_INLINE void sum_ones(const int nv, v16 *acc, const float *weight, const uint32_t *index, int64_t count) {
+/* Rows ahead of the sum that are asked for where the weights do not fit the second-level cache. */
+#define AHEAD 8
+
+SD_INLINE void sum_ones(const int nv, const int far, v16 *acc, const float *weight, const uint32_t *index, int64_t count) {
     v16 a[8];
     UNROLL for (int v = 0; v < nv; v++) a[v] = acc[v];
     for (int64_t k = 0; k < count; k++) {
         const v16 *row = (const v16 *)(weight + (size_t)index[k] * (16 * nv));
+        if (far) {
+            const v16 *ahead = (const v16 *)(weight + (size_t)index[k + AHEAD < count ? k + AHEAD : k] * (16 * nv));
+            UNROLL for (int v = 0; v < nv; v++) __builtin_prefetch(&ahead[v], 0, 2);
+        }
         UNROLL for (int v = 0; v < nv; v++) a[v] += row[v];
     }
     UNROLL for (int v = 0; v < nv; v++) acc[v] = a[v];
@@ -111,7 +118,8 @@ SD_INLINE void current(const sd_event_op *op, const int nv, v16 *acc, int64_t co
         return;
     }
     UNROLL for (int v = 0; v < nv; v++) acc[v] = bias[v];
-    if (ones) sum_ones(nv, acc, op->weight + panel, index, count);
+    if (ones && (op->flags & FLAG_FAR)) sum_ones(nv, 1, acc, op->weight + panel, index, count);
+    else if (ones) sum_ones(nv, 0, acc, op->weight + panel, index, count);
     else sum_values(nv, acc, op->weight + panel, index, in->value ? in->value + begin : NULL, in->amplitude, count);
 }
 
@@ -129,8 +137,8 @@ SD_INLINE void catch_up(const sd_event_op *op, const int nv, v16 *u, int64_t col
     }
 }
 
-SD_INLINE void neurons(const sd_event_op *op, const int nv, const v16 *x, int64_t column, int64_t row, v16 *u, uint8_t *loud) {
-    const int mode = op->mode, strict = op->flags & FLAG_STRICT;
+SD_INLINE void neurons(const sd_event_op *op, const int nv, const int mode, const v16 *x, int64_t column, int64_t row, v16 *u, uint8_t *loud) {
+    const int strict = op->flags & FLAG_STRICT;
     sd_wire *out = op->out;
     m16 any = {};
     if (op->current) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(op->current->dense + row * op->current->stride + column + 16 * v) = x[v];
@@ -142,7 +150,7 @@ SD_INLINE void neurons(const sd_event_op *op, const int nv, const v16 *x, int64_
         int64_t at = column + 16 * v;
         v16 zero = {};
         v16 d = op->decay ? *(const v16 *)(op->decay + at) : zero, theta = op->theta ? *(const v16 *)(op->theta + at) : zero;
-        v16 reset = op->reset ? *(const v16 *)(op->reset + at) : zero;
+        v16 reset = mode == NEURON_VALUE ? *(const v16 *)(op->reset + at) : zero;
         m16 above = {};
         m16 fired = sd_neuron(mode, strict, x[v], u ? &u[v] : &zero, d, theta, reset, &above);
         any |= above;
@@ -176,7 +184,9 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, int64_t column, int64_
             }
             if (linear) current(op, nv, acc, column, row);
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = *(const v16 *)(in->dense + row * in->stride + column + 16 * v);
-            neurons(op, nv, acc, column, row, u, may_skip ? &op->loud[cell] : NULL);
+            uint8_t *loud = may_skip ? &op->loud[cell] : NULL;
+            if (op->mode == NEURON_PLAIN) neurons(op, nv, NEURON_PLAIN, acc, column, row, u, loud);
+            else neurons(op, nv, op->mode, acc, column, row, u, loud);
         }
 }
 
