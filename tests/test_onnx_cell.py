@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from events_programs import random_input, random_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
@@ -330,6 +331,19 @@ def test_a_static_batch() -> None:
     check_cell(data, model)
     with pytest.raises(BadInput, match="built for a batch of 3"):
         OnnxRunner(data, batch=2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_random_programs(seed: int) -> None:
+    """Both runtimes against the reference loop step by step, and the Scan model against the loop over the cell."""
+    model = random_program(seed)
+    x = random_input(model, seed, 5, 2)
+    data = export(model)
+    check_cell(data, model)
+    loop, whole = OnnxRunner(data).run(x), SequenceRunner(export(model, sequence=True)).run(x)
+    for name, value in loop.outputs.items():
+        np.testing.assert_array_equal(value, whole.outputs[name])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,6 +39,22 @@ def half_state(graph: onnx.GraphProto) -> None:
     graph.node.insert(1, helper.make_node("Cast", ["half"], ["coarse"], name="coarse", to=TensorProto.FLOAT))
 
 
+def half_border(graph: onnx.GraphProto) -> None:
+    """The state leaves and enters the cell as float16; inside it stays float32."""
+    half_state(graph)
+    graph.node.remove(node(graph, "half"))
+    node(graph, "coarse").input[0] = STATE
+    last = STATE.replace("past", "present")
+    for item in graph.node:
+        item.input[:] = ["fine" if name == last else name for name in item.input]
+        item.output[:] = ["fine" if name == last else name for name in item.output]
+        item.name = "fine" if item.name == last else item.name
+    graph.node.append(helper.make_node("Cast", ["fine"], [last], name=last, to=TensorProto.FLOAT16))
+    for info in (*graph.input, *graph.output):
+        if info.name in (STATE, last):
+            info.type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
 def transposed(graph: onnx.GraphProto) -> None:
     v, k = node(graph, "mem1.S/v"), node(graph, "mem1.S/k")
     v.input[1], k.input[1] = k.input[1], v.input[1]
@@ -76,6 +92,7 @@ def lost_state(graph: onnx.GraphProto) -> None:
 
 FAULTS: dict[str, Fault] = {
     "fp16 state": half_state,
+    "fp16 state, seen from outside": half_border,
     "transposed outer product": transposed,
     "decay on the wrong axis": wrong_axis,
     "spikes of the last state": last_state,
