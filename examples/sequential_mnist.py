@@ -163,7 +163,7 @@ def deploy(args: argparse.Namespace, data: dict[str, np.ndarray]) -> None:
         ("step cell, microseconds per pixel and image", 1e6 * seconds / (784 * len(by_cell))),
     ]
     with args.result.open("w", newline="") as file:
-        file.write(f"# python examples/sequential_mnist.py deploy mnist.npz {args.model.name} --images {args.images}; {args.note}\n")
+        file.write(f"# python examples/sequential_mnist.py deploy mnist.npz {args.model.name} --batch {args.batch}; {args.note}\n")
         csv.writer(file).writerows([("what", "value"), *((name, f"{value:.5g}") for name, value in rows)])
     print(*(f"{name}: {value:.5g}" for name, value in rows), sep="\n")
 
@@ -180,20 +180,20 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="npz file with x_train, y_train, x_test, y_test")
     parser.add_argument("model", type=Path, nargs="?", help="the file that train wrote: what to deploy, or where to go on training")
     parser.add_argument("--out", type=Path, default=Path("smnist.pt"))
-    parser.add_argument("--features", type=int, default=128)
+    parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--states", type=int, default=32)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--ceiling", type=float, default=0.12, help="firing rate above which --quiet costs")
     parser.add_argument("--quiet", type=float, default=1.0)
     parser.add_argument("--images", type=int, default=10000, help="deploy: how many test images")
     parser.add_argument("--events", type=int, default=500, help="deploy: how many of them also run in the event-driven engine")
     parser.add_argument("--result", type=Path, default=Path("sequential_mnist.csv"), help="deploy: where the numbers go")
     parser.add_argument("--note", default="", help="deploy: a remark for the head of that file")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
