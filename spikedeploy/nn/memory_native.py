@@ -32,6 +32,12 @@ def why_not(x: Tensor) -> str:
     return ""
 
 
+def segment_steps() -> int:
+    """Steps from one checkpoint of the kernel to the next."""
+    steps: int = native.core()[1].sd_memory_segment()
+    return steps
+
+
 def states(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """All states `(T, B, d, n)` and the last one, float64."""
     limit = torch.zeros(state.shape[1:], dtype=torch.float64)
@@ -98,7 +104,7 @@ class _Memory(torch.autograd.Function):
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         (steps, batch, d), n = v.shape, k.shape[-1]
-        segments = -(-steps // native.core()[1].sd_memory_segment())
+        segments = -(-steps // segment_steps())
         checkpoints = torch.empty(batch, segments, d, n, dtype=torch.float64) if keep else None
         y = torch.empty(steps, batch, d, d if output == READ else n, dtype=v.dtype)
         end = torch.empty_like(state)

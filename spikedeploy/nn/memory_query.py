@@ -1,25 +1,29 @@
 """The native memories together with their query projection: neither S nor Q is ever held over the sequence.
 
-`Q_t = W_q x_t + b_q` is the largest tensor of the layer, `d * n` numbers per step. Here a piece of time of it at a time is computed into a buffer
-that stays in cache, used, and in the backward computed once more, where the gradient of Q takes its turn in a second buffer.
+`Q_t = W_q x_t + b_q` is the largest tensor of the layer, `d * n` numbers per step. Here a piece of it in time is computed into a
+buffer that stays in cache, used, and overwritten by the next piece; the backward computes it once more and turns its gradient
+into that of `W_q` and `x` at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spikedeploy import native
-from spikedeploy.nn.memory_native import READ, Job
+from spikedeploy.nn.memory_native import READ, Job, segment_steps
 from spikedeploy.nn.memory_scan import Inputs
 from spikedeploy.nn.surrogate import Surrogate
 
 BUFFER = 1 << 20
-"""Bytes of Q that are held at a time, if a segment of one step of all batch elements is not more."""
+"""Bytes of Q that are held at a time, where one segment of all batch elements is not more."""
+
+
+GRADIENTS = ("dv", "dk", "dalpha", "dbeta")
+Arrays = dict[str, Tensor | None]
 
 
 def plain(layer: nn.Linear, x: Tensor) -> bool:
@@ -40,15 +44,44 @@ def read(
     return y.flatten(-2), last
 
 
-def _piece(v: Tensor, k: Tensor) -> int:
-    """Steps of a piece: whole segments of the kernel, as many as fit the buffer."""
-    segment: int = native.core()[1].sd_memory_segment()
-    step = v.shape[1] * v.shape[2] * k.shape[2] * v.element_size()
-    return segment * max(1, BUFFER // (segment * step))
+class _Pieces:
+    """A sequence cut into pieces of whole segments of the kernel, as many as fit the buffer.
 
+    sequences  arrays over time by the kernel's names, passed piece by piece
+    fixed      arrays that every call gets whole
+    query      x `(T, B, m)`, W_q and b_q
+    """
 
-def _pieces(steps: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((begin, min(begin + size, steps)) for begin in range(0, steps, size))
+    def __init__(
+        self, direction: str, settings: dict[str, Any], sequences: Arrays, fixed: Arrays, query: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        v, k = sequences["v"], sequences["k"]
+        assert v is not None and k is not None
+        self.direction, self.sequences, self.fixed, self.query = direction, sequences, fixed, query
+        (self.steps, self.batch, d), n = v.shape, k.shape[-1]
+        self.segment, self.cells = segment_steps(), self.batch * d * n
+        self.size = self.segment * max(1, BUFFER // (self.segment * self.cells * v.element_size()))
+        self.q = v.new_empty(min(self.size, self.steps) * self.batch, d * n)
+        self.job = Job(v, k, sequences["beta"] is not None, settings)
+        self.area = self.job.hold(direction)
+
+    def spans(self) -> list[slice]:
+        """The pieces in time."""
+        return [slice(begin, min(begin + self.size, self.steps)) for begin in range(0, self.steps, self.size)]
+
+    def flat(self, at: slice) -> Tensor:
+        """The input of a piece, a row for every step and batch element."""
+        return self.query[0][at].flatten(0, 1)
+
+    def run(self, at: slice, checkpoints: Tensor) -> None:
+        """Q of this piece, and the kernel on it; a checkpoint holds one state per segment."""
+        x, (_, weight, bias) = self.flat(at), self.query
+        torch.addmm(bias, x, weight.t(), out=self.q[: len(x)])
+        self.job.job.steps = at.stop - at.start
+        arrays = {name: None if a is None else a[at] for name, a in self.sequences.items()}
+        self.job.run(
+            self.direction, {**arrays, **self.fixed, "q": self.q, "checkpoints": checkpoints[at.start // self.segment * self.cells :]}
+        )
 
 
 class _Query(torch.autograd.Function):
@@ -66,57 +99,54 @@ class _Query(torch.autograd.Function):
         bias: Tensor,
         surrogate: Surrogate,
     ) -> tuple[Tensor, Tensor]:
-        (steps, batch, d), n, size = v.shape, k.shape[-1], _piece(v, k)
-        segment = native.core()[1].sd_memory_segment()
-        y, end = v.new_empty(steps, batch, d, d), state.clone()
-        checkpoints = state.new_empty(-(-steps // segment) * state.numel())
+        steps, batch, d = v.shape
+        y, state = v.new_empty(steps, batch, d, d), state.clone()  # the state moves on in place, piece by piece
+        checkpoints = state.new_empty(-(-steps // segment_steps()) * state.numel())
         ctx.settings = {"output": READ, "surrogate": surrogate.code, "slope": surrogate.k}
         ctx.set_materialize_grads(False)
-        job, q = Job(v, k, beta is not None, ctx.settings), v.new_empty(min(size, steps) * batch, d * n)
-        area, states = job.hold("forward"), {"threshold": limit, "start": end, "end": end}
-        for begin, stop in _pieces(steps, size):
-            at = slice(begin, stop)
-            job.job.steps = stop - begin
-            torch.addmm(bias, x[at].flatten(0, 1), weight.t(), out=q[: (stop - begin) * batch])
-            inputs = {"v": v[at], "k": k[at], "alpha": alpha[at], "beta": None if beta is None else beta[at], "q": q}
-            job.run("forward", {**inputs, **states, "checkpoints": checkpoints[begin // segment * state.numel() :], "y": y[at]})
-        del area
+        sequences = {"v": v, "k": k, "alpha": alpha, "beta": beta, "y": y}
+        pieces = _Pieces("forward", ctx.settings, sequences, {"threshold": limit, "start": state, "end": state}, (x, weight, bias))
+        for at in pieces.spans():
+            pieces.run(at, checkpoints)
         ctx.save_for_backward(v, k, alpha, beta, limit, x, weight, bias, checkpoints)
-        return y, end
+        return y, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         v, k, alpha, beta, limit, x, weight, bias, checkpoints = ctx.saved_tensors
-        (steps, batch, d), n, size = v.shape, k.shape[-1], _piece(v, k)
-        segment, cells = native.core()[1].sd_memory_segment(), batch * d * n
+        steps, batch, d = v.shape
         dy = v.new_zeros(steps, batch, d, d) if grads[0] is None else grads[0].contiguous()
-        state = torch.zeros(batch, d, n, dtype=torch.float64) if grads[1] is None else grads[1].clone(memory_format=torch.contiguous_format)
-        dlimit, per_piece = torch.zeros_like(state), torch.empty_like(state)
-        dv, dk, dalpha = (torch.empty_like(a) for a in (v, k, alpha))
-        dbeta = None if beta is None else torch.empty_like(beta)
-        want_x, want_weight, want_bias = ctx.needs_input_grad[6:9]
-        dx = torch.empty_like(x) if want_x else None
-        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
-        rows = min(size, steps) * batch
-        job, q = Job(v, k, beta is not None, ctx.settings), v.new_empty(rows, d * n)
-        dq = torch.empty_like(q) if want_x or want_weight or want_bias else None
-        area, states = job.hold("backward"), {"threshold": limit, "dend": state, "dstart": state, "dthreshold": per_piece}
-        for begin, stop in reversed(list(_pieces(steps, size))):
-            at, rows = slice(begin, stop), (stop - begin) * batch
-            job.job.steps = stop - begin
-            flat = x[at].flatten(0, 1)
-            torch.addmm(bias, flat, weight.t(), out=q[:rows])
-            inputs = {"v": v[at], "k": k[at], "alpha": alpha[at], "beta": None if beta is None else beta[at], "q": q}
-            results = {"dv": dv[at], "dk": dk[at], "dalpha": dalpha[at], "dbeta": None if dbeta is None else dbeta[at], "dq": dq}
-            job.run("backward", {**inputs, **results, **states, "checkpoints": checkpoints[begin // segment * cells :], "dy": dy[at]})
-            dlimit += per_piece
+        dstate = alpha.new_zeros(batch, d, k.shape[-1]) if grads[1] is None else grads[1].clone(memory_format=torch.contiguous_format)
+        results = [None if a is None else torch.empty_like(a) for a in (v, k, alpha, beta)]
+        sequences = {"v": v, "k": k, "alpha": alpha, "beta": beta, "dy": dy, **dict(zip(GRADIENTS, results, strict=True))}
+        sums = _QuerySums(x, weight, bias, ctx.needs_input_grad[6:9])
+        dlimit, piece_dlimit = torch.zeros_like(dstate), torch.empty_like(dstate)
+        fixed = {"threshold": limit, "dend": dstate, "dstart": dstate, "dthreshold": piece_dlimit}
+        pieces = _Pieces("backward", ctx.settings, sequences, fixed, (x, weight, bias))
+        pieces.fixed["dq"] = dq = torch.empty_like(pieces.q) if sums.wanted else None
+        for at in reversed(pieces.spans()):
+            pieces.run(at, checkpoints)
+            dlimit += piece_dlimit
             if dq is not None:
-                if want_weight:
-                    dweight.addmm_(dq[:rows].t(), flat)
-                if want_bias:
-                    dbias += dq[:rows].sum(0)
-                if dx is not None:
-                    torch.mm(dq[:rows], weight, out=dx[at].view(rows, -1))
-        del area
-        return (dv, dk, dalpha, dbeta, dlimit.sum(0).flatten(), state, dx, dweight, dbias, None)
+                sums.add(at, pieces.flat(at), dq)
+        return (*results, dlimit.sum(0).flatten(), dstate, sums.x, sums.weight, sums.bias, None)
+
+
+class _QuerySums:
+    """The gradients of x, W_q and b_q, from the gradient of Q piece by piece."""
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, wanted: Sequence[bool]) -> None:
+        self.map, self.wanted = weight, any(wanted)
+        self.x = torch.empty_like(x) if wanted[0] else None
+        self.weight = torch.zeros_like(weight) if wanted[1] else None
+        self.bias = torch.zeros_like(bias) if wanted[2] else None
+
+    def add(self, at: slice, x: Tensor, dq: Tensor) -> None:
+        dq = dq[: len(x)]
+        if self.weight is not None:
+            self.weight.addmm_(dq.t(), x)
+        if self.bias is not None:
+            self.bias += dq.sum(0)
+        if self.x is not None:
+            torch.mm(dq, self.map, out=self.x[at].view_as(x))
