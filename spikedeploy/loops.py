@@ -100,7 +100,11 @@ def with_batch_size(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def is_unrolled(graph: Graph, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether the graph holds a loop over time: a one-step neuron that runs more than once, or takes a membrane."""
+    """Whether the graph holds a loop over time: single steps of the input, or a one-step neuron that runs again or takes a membrane."""
+    inputs = [node.name for node in graph.nodes if node.op == "input"]
+    taken = {found for node in graph.nodes if (found := _time_index(node))}
+    if any({(name, 0), (name, 1)} <= taken for name in inputs):
+        return True
     calls = [node for node in graph.nodes if node.op == "module" and type(layers[node.target]) is snntorch.Leaky]
     return len({node.target for node in calls}) < len(calls) or any(len(node.args) > 1 or node.kwargs for node in calls)
 

@@ -174,6 +174,18 @@ def test_over_time_starts_every_sequence_from_zero() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_a_loop_without_neurons_is_a_loop(tmp_path: Path) -> None:
+    class Plain(Two):
+        def forward(self, x: Tensor) -> Any:
+            return torch.stack([torch.relu(self.fc1(x_t)) for x_t in x])
+
+    model = Plain()
+    assert [type(step).__name__ for step in spikedeploy.convert(model, X).steps] == ["Affine", "Activation"]
+    spikedeploy.save(model, tmp_path / "model.pt", X)
+    with torch.no_grad():
+        assert torch.equal(spikedeploy.load(tmp_path / "model.pt")(X), model(X))
+
+
 class Other(Two):
     """Loops that cannot be rolled, by number."""
 

@@ -11,6 +11,7 @@ import snntorch as snn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import spikedeploy
 from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError
@@ -107,6 +108,8 @@ OTHERS: dict[str, tuple[nn.Module, str]] = {
     "kept time axis": (Net(lambda m, x: (x + 1).mean(0, keepdim=True)), "Reduce with keepdim=False."),
     "where the maximum is": (Net(lambda m, x: torch.max(x + 1, 0)[1]), "it takes the position of the maximum"),
     "attention by hand": (Net(lambda m, x: x @ x.transpose(1, 2)), "a product of computed values"),
+    "comparison": (after(lambda x: x * (x > 0)), "operation 'gt' (gt): gt cannot be deployed"),
+    "weight norm": (nn.Sequential(weight_norm(nn.Linear(5, 5))), "Call torch.nn.utils.parametrize.remove_parametrizations first."),
     "empty": (nn.Sequential(), "it has no layers or no output; at least one of each is needed"),
     "sigmoid spikes": (
         nn.Sequential(lif(spike_grad=lambda u: torch.sigmoid(5 * u))),

@@ -108,6 +108,9 @@ MIXES_TIME: Mapping[str, str] = {
 }
 """What is refused as mixing time steps, and how that is said."""
 
+OVER_AN_AXIS = frozenset(("softmax", "log_softmax", "std", "var", "norm", "prod", "median", "min", "amin", "argmax", "normalize"))
+"""Operations without a rule that act along the axis they are given: over time they are said to mix time steps."""
+
 INSTEAD: Mapping[str, str] = {
     "MaxPool2d": "Use nn.AvgPool2d: a maximum has no event-driven form here.",
     "max_pool2d": "Use nn.AvgPool2d: a maximum has no event-driven form here.",
@@ -152,6 +155,8 @@ def lower_operation(call: Call) -> Any:
 def _over_time(call: Call) -> bool:
     """Whether an operation is given the time axis as its `dim`."""
     x = call.args[0] if call.args else None
+    if call.origin.split(".")[-1] not in OVER_AN_AXIS:
+        return False
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     return isinstance(x, Wire) and isinstance(dim, int) and -len(x.axes) <= dim < len(x.axes) and "T" in x.axes[dim]
 
@@ -161,4 +166,6 @@ def _refused(call: Call, name: str, needed: str) -> Exception:
         return call.mixes_time(f"{name}: {MIXES_TIME[name]}")
     if _over_time(call):
         return call.mixes_time(f"{name} over the time axis")
+    if name.startswith("Parametrized"):
+        return call.refuse(f"{name} computes its parameters anew", needed, "Call torch.nn.utils.parametrize.remove_parametrizations first.")
     return call.refuse(f"{name} cannot be deployed", needed, INSTEAD.get(name, "Replace it by one of these."))
