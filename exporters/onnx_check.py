@@ -82,7 +82,11 @@ def _compare(where: str, info: CellInfo, wanted: Now, found: Now) -> None:
     """Values to rounding; spikes, and what a spike resets, where the membrane is not within rounding of the threshold."""
     doubts = _doubts(info, found)
     for name, value in wanted.items():
-        near = (found[name] == value) | (np.abs(found[name] - value) <= TOLERANCE * max(1.0, float(np.abs(value).max())))
+        near = (
+            (found[name] == value)
+            | (np.isnan(found[name]) & np.isnan(value))
+            | (np.abs(found[name] - value) <= TOLERANCE * max(1.0, float(np.abs(value).max())))
+        )
         wrong = ~near & ~doubts.get(name, np.False_)
         if np.count_nonzero(wrong) > STRAYS * wrong.size:
             index = tuple(int(i) for i in np.argwhere(wrong)[0])

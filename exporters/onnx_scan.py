@@ -8,6 +8,8 @@ The body's nodes are the cell's nodes, so every output equals the loop over the 
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -15,6 +17,7 @@ from onnx import helper, numpy_helper
 from spikedeploy.exporters.onnx_cell import document, finished, input_info, output_names, result_infos, state_infos
 from spikedeploy.exporters.onnx_graph import TIME, Graph
 from spikedeploy.program import INPUT, Reduce
+from spikedeploy.steps import Shape
 
 
 def scan_model(graph: Graph, *, spikes: bool) -> onnx.ModelProto:
@@ -32,7 +35,8 @@ def scan_model(graph: Graph, *, spikes: bool) -> onnx.ModelProto:
         num_scan_inputs=1,
     )
     kinds = dict(zip(output_names(graph.program), (output.reduce for output in graph.program.outputs), strict=True))
-    tail = [_reduced(graph, name, series[name], kinds.get(name, "none")) for name in results]
+    shapes = dict(zip(output_names(graph.program), (graph.shape(output.wire) for output in graph.program.outputs), strict=True))
+    tail = [node for name in results for node in _tail(graph, name, series[name], kinds.get(name, "none"), shapes.get(name, ()))]
     used = {name for node in tail for name in node.input}
     body = helper.make_graph(
         [scan, *tail],
@@ -45,7 +49,7 @@ def scan_model(graph: Graph, *, spikes: bool) -> onnx.ModelProto:
     return finished(graph, body, document(graph, "sequence", spikes=spikes))
 
 
-CONSTANTS = {"time_axis": np.array([0], np.int64), "last": np.array(-1, np.int64)}
+CONSTANTS = {name: np.array(value, np.int64) for name, value in {"time_axis": [0], "last": -1, "first": 0, "axis1": [1]}.items()}
 
 
 def _body(graph: Graph, spikes: bool) -> onnx.GraphProto:
@@ -73,6 +77,23 @@ def _declared(graph: Graph, spikes: bool) -> list[onnx.ValueInfoProto]:
     kinds: list[Reduce] = [output.reduce for output in graph.program.outputs]
     kinds += ["none"] * (len(infos) - len(kinds))
     return [long if kind == "none" else flat for long, flat, kind in zip(infos, short, kinds, strict=True)]
+
+
+def _tail(graph: Graph, name: str, series: str, kind: Reduce, shape: Shape) -> list[onnx.NodeProto]:
+    """The nodes that make an output of its series.
+
+    Sums over time run row by row, as a loop adds them; but a series of single numbers is one long vector, which runtimes add in another
+    order. So such a series is added twice over, side by side, and one of the two sums is taken.
+    """
+    if kind not in ("mean", "sum") or prod(shape) > 1:
+        return [_reduced(graph, name, series, kind)]
+    lone, twin, sums = (f"{name}/{part}" for part in ("lone", "twin", "sums"))
+    return [
+        helper.make_node("Unsqueeze", [series, "axis1"], [lone], name=lone, doc_string="one number at every step"),
+        helper.make_node("Concat", [lone, lone], [twin], name=twin, axis=1, doc_string="twice"),
+        _reduced(graph, sums, twin, kind),
+        helper.make_node("Gather", [sums, "first"], [name], name=name, axis=0, doc_string="once"),
+    ]
 
 
 def _reduced(graph: Graph, name: str, series: str, kind: Reduce) -> onnx.NodeProto:

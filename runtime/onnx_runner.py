@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spikedeploy.errors import BadInput, message
-from spikedeploy.program import INPUT
+from spikedeploy.program import INPUT, Reduce
 from spikedeploy.readers.onnx_guard import Source
 from spikedeploy.readers.onnx_info import CellInfo, read_cell
 from spikedeploy.runtime.onnx_probe import Probe
@@ -147,7 +147,7 @@ class OnnxRunner:
         wires = {wire: series[public] for wire, public in self._recorded.items()}
         layers = [s.layer for s in self.info.spikes if s.layer in wires]
         return Run(
-            outputs={o.name: REDUCE[o.reduce](series[o.value]) for o in self.info.outputs},
+            outputs={o.name: reduced(o.reduce, series[o.value]) for o in self.info.outputs},
             wires=wires,
             states=self.states,
             spikes={layer: int(np.count_nonzero(wires[layer])) for layer in layers},
@@ -163,6 +163,14 @@ class OnnxRunner:
         xs = check_sequence(self.info, x, self.info.batch)
         probe = Probe(self.model, self.info, tuple(sorted(forced)))
         return probe.run(xs, {layer: np.asarray(value) for layer, value in forced.items()})
+
+
+def reduced(kind: Reduce, series: Array) -> Array:
+    """A reduction over time that adds step after step; NumPy would add a series of single numbers, one long vector, in another order."""
+    if series[0].size > 1:
+        return REDUCE[kind](series)
+    twin: Array = REDUCE[kind](np.stack([series, series], axis=-1))
+    return twin[..., 0]
 
 
 def check_sequence(info: CellInfo, x: npt.ArrayLike, batch: int | None = None) -> Array:

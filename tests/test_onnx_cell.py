@@ -126,6 +126,19 @@ def test_time_is_reduced_after_the_scan(reduce: str, opset: int) -> None:
     np.testing.assert_allclose(whole, run(model, x).outputs["out"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize(("shape", "batch"), [((), 1), ((1,), 1), ((1, 1), 1), ((1,), 2), ((3,), 1), ((), 3)])
+def test_sums_over_time_are_the_loops_to_the_bit(shape: tuple[int, ...], batch: int, opset: int, reduce: str) -> None:
+    model = program(shape, [S.Scale("half", ("input",), np.array(0.3, np.float32))], Output("out", "half", reduce))  # type: ignore[arg-type]
+    x = samples(model, 777, batch)
+    loop = OnnxRunner(export(model, opset=opset)).run(x).outputs["out"]
+    whole = SequenceRunner(export(model, opset=opset, sequence=True)).run(x).outputs["out"]
+    assert loop.shape == (batch, *shape)
+    assert loop.tobytes() == whole.tobytes()
+    np.testing.assert_allclose(loop, run(model, x).outputs["out"], rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     m=st.integers(1, 9),
