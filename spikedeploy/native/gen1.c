@@ -15,6 +15,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
 #define AHEAD 2 /* steps */
+#define STREAMED (1 << 21) /* cells; above, arrays come from memory rather than from a cache */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
 
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
@@ -79,11 +80,11 @@ static int threads(const sd_leaky *job, int64_t blocks) {
     return job->threads < blocks ? job->threads : (int)blocks;
 }
 
-/* Lanes per block: as many as the cache holds, fewer when threads would idle; whole vectors. */
-static int64_t block_lanes(const sd_leaky *job) {
+/* Lanes per block: at most `most`, fewer when threads would idle; whole vectors. */
+static int64_t block_lanes(const sd_leaky *job, int64_t most) {
     int64_t share = (job->lanes + job->threads - 1) / job->threads;
     share = (share + 31) / 32 * 32;
-    return job->steps * job->lanes < PARALLEL_FROM || share > BLOCK ? BLOCK : share;
+    return job->steps * job->lanes < PARALLEL_FROM || share > most ? most : share;
 }
 
 typedef struct {
@@ -147,7 +148,7 @@ typedef void backward_block(const sd_leaky *job, const sd_partials *sums, int64_
 
 int sd_leaky_forward(const sd_leaky *job) {
     forward_block *run = job->wide_io ? forward_double_double : job->wide_state ? forward_float_double : forward_float_float;
-    int64_t width = block_lanes(job), blocks = (job->lanes + width - 1) / width;
+    int64_t width = block_lanes(job, BLOCK), blocks = (job->lanes + width - 1) / width;
 #pragma omp parallel for schedule(static) num_threads(threads(job, blocks)) if (threads(job, blocks) > 1)
     for (int64_t b = 0; b < blocks; b++) {
         unsigned before = run == forward_float_float ? keep_denormals() : flush_denormals();
@@ -159,7 +160,8 @@ int sd_leaky_forward(const sd_leaky *job) {
 
 int sd_leaky_backward(const sd_leaky *job) {
     backward_block *run = job->wide_io ? backward_double_double : job->wide_state ? backward_float_double : backward_float_float;
-    int64_t width = block_lanes(job), blocks = (job->lanes + width - 1) / width;
+    int64_t most = job->steps * job->lanes > STREAMED ? BLOCK : BLOCK / 2; /* long rows for memory, a small state for the cache */
+    int64_t width = block_lanes(job, most), blocks = (job->lanes + width - 1) / width;
     int wanted = !!job->grad_decay + !!job->grad_threshold + !!job->grad_graded;
     double *memory = wanted ? calloc((size_t)wanted * (size_t)job->lanes, sizeof(double)) : NULL, *next = memory;
     if (wanted && !memory) return -1;

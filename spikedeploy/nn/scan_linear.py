@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 WIDTH, SHORT, NARROW = 16384, 8, 256
-"""Of the prefix route: lanes times chunks, enough for few operations and not too many for the cache; the shortest chunk; the lanes below which
+"""Of the prefix route: lanes times chunks, enough for few operations, not too many for the cache; the shortest chunk; the lanes below which
 a row of chunks is made contiguous first."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
