@@ -137,7 +137,7 @@ def _supported(program: Program, profile: Profile) -> None:
         if kind is S.Delay and "Delay" not in profile.nodes:
             said = f"it needs a delay line, and the reader of profile '{profile.name}' has no Delay node"
             raise ModelRefused(
-                message(where, said, "another form", "Use --profile generic or spec, or train without kernel_truncation_steps.")
+                message(where, said, "another form", "Use --profile generic or spec, or --truncation drop.")
             )
 
 
@@ -196,10 +196,10 @@ def _end(build: Builder, output: Output, count: int) -> str:
 def _membrane_shown(build: Builder, output: Output) -> bool:
     """True when the reader of the graph can show this membrane from inside a spiking node, in the model's own units."""
     step = build.program.writer(output.wire)
-    if build.profile.form == "lif":
+    if build.profile.form == "lif" or output.wire in build.rescaled:
         return False
     if isinstance(step, S.LIF):
         return step.reset == "value" or (step.reset == "zero" and not step.reset_delay)
     if build.profile.input_range:
         return False
-    return isinstance(step, S.Integrator) and output.wire not in build.rescaled and bool(np.any(step.decay))
+    return isinstance(step, S.Integrator) and bool(np.any(step.decay))

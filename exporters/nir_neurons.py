@@ -235,5 +235,7 @@ def put_lif(build: Builder, step: S.LIF) -> None:
     if build.profile.one_decay and len(np.unique(step.decay)) > 1:
         raise build.refuse("decays that differ, with a reset", f"profile '{build.profile.name}' takes one per layer", _SPEC)
     shape = build.program.wires[step.name]
-    source, theta = one_threshold(build, step.inputs[0], build.plain(step.inputs[0]), theta)
-    _spikes(build, step, lif(build, step.name, source, shape, step.decay, theta, to), shape)
+    source, folded = one_threshold(build, step.inputs[0], build.plain(step.inputs[0]), theta)
+    if folded is not theta:
+        build.rescaled.add(f"{step.name}.mem")
+    _spikes(build, step, lif(build, step.name, source, shape, step.decay, folded, to), shape)
