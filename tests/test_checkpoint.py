@@ -152,6 +152,13 @@ def test_memory_order_and_sharing_survive(tmp_path: Path) -> None:
     assert len(list(back.parameters())) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).to(dtype), torch.randn(5, 2, 4, dtype=dtype)
+    spikedeploy.save(model, tmp_path / "model.pt", x)
+    assert same(model, spikedeploy.load(tmp_path / "model.pt"), x)
+
+
 def test_modes_are_left_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
     model[2].eval()

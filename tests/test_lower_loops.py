@@ -119,6 +119,15 @@ def images() -> nn.Module:
     return OverTime(nn.Sequential(*layers, snn.Leaky(0.9, threshold=0.05, init_hidden=True)))
 
 
+def test_a_beta_per_image_channel() -> None:
+    """Anything that broadcasts to the features is a parameter."""
+    model = OverTime(snn.Leaky(torch.tensor([0.5, 0.9]).view(2, 1, 1), threshold=torch.rand(2, 3, 4), init_hidden=True))
+    x = torch.randn(6, 2, 2, 3, 4)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    assert np.array_equal(reference.run(spikedeploy.convert(model, x), x.numpy(), dtype=np.float32).outputs["output"], expected)
+
+
 def test_an_image_network_over_time() -> None:
     model, x = images(), 3 * torch.randn(6, 2, 2, 6, 7, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -46,10 +46,14 @@ def decay_of(call: Call, tau: Any) -> Array:
 
 
 def along(call: Call, x: Wire, value: Array) -> Array:
-    """A scalar, `(1,)` or `(C,)` parameter as the wire's last axis takes it."""
+    """A parameter as the wire takes it: a scalar, `(C,)`, or anything else that broadcasts to the wire's features."""
     if value.size == 1:
         return value.reshape(())
-    if value.shape != x.shape[-1:]:
+    try:
+        fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
         raise call.refuse(f"a parameter of shape {value.shape} for {x.shape[-1]} channels", f"() or ({x.shape[-1]},) is needed")
     return value
 
