@@ -44,12 +44,13 @@ def check_cell(data: bytes, program: Program) -> None:
 
 
 def check_sequence_model(cell: bytes, sequence: bytes, program: Program) -> None:
-    """Raises `NotEquivalent` when the sequence model does not give exactly what the loop over the cell gives."""
+    """Raises `NotEquivalent` when the sequence model does not give what the loop over the cell gives. Equal bits are what ONNX Runtime gives
+    where this was tried; only a difference beyond rounding would be a fault of ours."""
     runner = OnnxRunner(cell)
     xs = samples(program, runner.info.batch or BATCH)
     loop, whole = runner.run(xs), SequenceRunner(sequence).run(xs)
     for name, value in loop.outputs.items():
-        if not np.allclose(whole.outputs[name], value, rtol=TOLERANCE, atol=0):
+        if not np.allclose(whole.outputs[name], value, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(value).max())), equal_nan=True):
             raise NotEquivalent(message(f"output '{name}'", "the sequence model differs from the loop over the cell", "they must be equal"))
 
 
@@ -64,7 +65,7 @@ def samples(program: Program, batch: int) -> Array:
 def _rows(program: Program) -> int:
     from spikedeploy import steps as S
 
-    return min(step.table.shape[0] for step in program.steps if isinstance(step, S.Embedding))
+    return min((step.table.shape[0] for step in program.steps if isinstance(step, S.Embedding)), default=1)
 
 
 def _expected(program: Program, info: CellInfo, xs: Array) -> Any:
