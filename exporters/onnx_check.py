@@ -44,8 +44,10 @@ def check_cell(data: bytes, program: Program) -> None:
 
 
 def check_sequence_model(cell: bytes, sequence: bytes, program: Program) -> None:
-    """Raises `NotEquivalent` when the sequence model does not give what the loop over the cell gives. Equal bits are what ONNX Runtime gives
-    where this was tried; only a difference beyond rounding would be a fault of ours."""
+    """Raises `NotEquivalent` when the sequence model does not give what the loop over the cell gives.
+
+    ONNX Runtime gave equal bits wherever this was tried; only a difference beyond rounding is a fault of ours.
+    """
     runner = OnnxRunner(cell)
     xs = samples(program, runner.info.batch or BATCH)
     loop, whole = runner.run(xs), SequenceRunner(sequence).run(xs)
