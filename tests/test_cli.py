@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -323,13 +322,15 @@ def test_a_bug_of_ours_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_interrupting_a_real_process_leaves_nothing(files: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "spikedeploy", "export", str(files / "plain.pt"), "--target", "nir", "-o", str(tmp_path / "m.nir")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.4)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=60)
+    pipe = tmp_path / "x.npy"
+    os.mkfifo(pipe)
+    arguments = ["export", files / "plain.pt", "--target", "nir", "-o", tmp_path / "m.nir", "--input", pipe]
+    process = subprocess.Popen([sys.executable, "-m", "spikedeploy", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    with pipe.open("wb"):  # returns when the command has opened it, and waits for its first byte
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
     assert process.returncode == 130 and shown.strip() == "interrupted"
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
 def test_output_into_a_closed_pipe_is_no_error(files: Path) -> None:

@@ -15,8 +15,10 @@ from torch import nn
 
 from spikedeploy import steps as S
 from spikedeploy.conversion import convert
-from spikedeploy.errors import BadInput, NotEquivalent
+from spikedeploy.errors import BadInput, ModelRefused, NotEquivalent
+from spikedeploy.exporters import nir, onnx_cell
 from spikedeploy.program import Output, Program
+from spikedeploy.readers.nir import from_bytes
 from spikedeploy.runtime import reference
 from spikedeploy.verify import ProgramParty, require, verify
 from spikedeploy.verify.bounds import bound
@@ -171,6 +173,22 @@ def test_every_model_of_the_zoo_is_equivalent_to_its_program(name: str) -> None:
     assert {check.layer for check in certificate.layers if check.party.startswith("parallel")} == spiking
 
 
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_every_artifact_of_the_zoo_is_equivalent_and_few_need_excuses(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, x = zoo.MODELS[name]()
+    program = convert(model, x)
+    onnx_cell.write(program, tmp_path / "m.onnx")
+    artifacts: list[object] = [tmp_path / "m.onnx"]
+    try:
+        artifacts.append(from_bytes(nir.export(program)))
+    except ModelRefused as error:
+        assert "--target onnx" in str(error)
+    for artifact in artifacts:
+        certificate = verify(program, artifact, steps=24, batch=4)
+        assert certificate.passed, str(certificate)
+        assert sum(check.excused for check in certificate.layers) <= 2
+
+
 def test_dyadic_models_are_bit_equal_with_ties() -> None:
     model, x = zoo.dyadic()
     certificate = verify(model, None, x.numpy())
@@ -234,8 +252,19 @@ def test_a_missing_layer_fails() -> None:
 
 def test_a_missing_output_fails() -> None:
     program = leaky(normal(4, 3), 0.8)
+    both = replace(program, outputs=(*program.outputs, Output("current", "fc")))
+    assert "output 'current' is missing" in verify(both, program, normal(9, 2, 3)).first_failure()
+
+
+def test_what_a_format_cannot_carry_is_said_but_does_not_fail() -> None:
+    program = leaky(normal(4, 3), 0.8)
     both = replace(program, outputs=(*program.outputs, Output("mem", "lif.mem")))
-    assert "output 'mem' is missing" in verify(both, program, normal(9, 2, 3)).first_failure()
+    certificate = verify(both, program, normal(9, 2, 3))
+    assert certificate.passed and any(f.level == "warn" and "membranes are not carried" in f.text for f in certificate.findings)
+    membrane = replace(program, outputs=(Output("mem", "lif.mem"),))
+    without = replace(membrane, steps=membrane.steps[:2])  # nothing reads the spikes
+    certificate = verify(membrane, without, normal(9, 2, 3))
+    assert certificate.passed and any("no output depends on it" in f.text for f in certificate.findings)
 
 
 def test_undecided_spikes_are_excused_but_many_of_them_are_no_proof() -> None:
@@ -428,10 +457,8 @@ def test_a_program_party_reports_what_the_reference_does() -> None:
 
 
 def test_silence_settles_an_onnx_state_without_a_complaint(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from spikedeploy.exporters.onnx_cell import write
-
     program = leaky(normal(4, 3), np.array([0.55, 0.6, 0.9, 0.3]))
-    write(program, tmp_path / "m.onnx")
+    onnx_cell.write(program, tmp_path / "m.onnx")
     x = np.zeros((250, 2, 3), np.float32)
     x[0] = 1.7
     certificate = verify(program, tmp_path / "m.onnx", x)
