@@ -59,7 +59,7 @@ SD_INLINE void spike_bits(const sd_event_op *op, int64_t row, int64_t at, uint32
     const int64_t pixels = op->n[4] * op->n[5], wide = op->n[15];
     uint64_t *bits = op->out->bits + row * op->out->words;
     for (; mask; mask &= mask - 1) {
-        int64_t place = at + __builtin_ctz(mask), to = place % wide * pixels + place / wide;
+        uint32_t place = (uint32_t)at + (uint32_t)__builtin_ctz(mask), to = place % (uint32_t)wide * (uint32_t)pixels + place / (uint32_t)wide;
         bits[to / 64] |= (uint64_t)1 << (to % 64);
     }
 }
@@ -68,17 +68,21 @@ SD_INLINE void conv_neurons(const sd_event_op *op, const int mode, int64_t row, 
     const int strict = op->flags & FLAG_STRICT;
     sd_wire *out = op->out;
     if (out->bits) memset(out->bits + row * out->words, 0, (size_t)out->words * 8);
-    for (int64_t at = 0; at < size; at += 16) {
-        m16 above = {};
-        v16 zero = {}, d = op->decay ? *(const v16 *)(op->decay + at) : zero, theta = op->theta ? *(const v16 *)(op->theta + at) : zero;
-        v16 reset = mode == NEURON_VALUE ? *(const v16 *)(op->reset + at) : zero;
-        m16 fired = sd_neuron(mode, strict, *(const v16 *)(acc + at), u ? (v16 *)(u + at) : &zero, d, theta, reset, &above);
-        if (mode == NEURON_LEAK) continue;
-        if (out->bits) {
-            uint32_t mask = sd_mask(fired);
-            if (mask) spike_bits(op, row, at, mask);
+    for (int64_t base = 0; base < size; base += 64) {
+        m16 fired[4] = {}, any = {};
+        const int64_t end = size - base < 64 ? (size - base) / 16 : 4;
+        for (int64_t i = 0; i < end; i++) {
+            const int64_t at = base + 16 * i;
+            m16 above = {};
+            v16 zero = {}, d = op->decay ? *(const v16 *)(op->decay + at) : zero, theta = op->theta ? *(const v16 *)(op->theta + at) : zero;
+            v16 reset = mode == NEURON_VALUE ? *(const v16 *)(op->reset + at) : zero;
+            fired[i] = sd_neuron(mode, strict, *(const v16 *)(acc + at), u ? (v16 *)(u + at) : &zero, d, theta, reset, &above);
+            any |= fired[i];
+            if (mode != NEURON_LEAK && out->dense)
+                *(v16 *)(acc + at) = *(const v16 *)(op->amplitude + at) * sd_select(fired[i], sd_splat(1.0f), (v16){});
         }
-        if (out->dense) *(v16 *)(acc + at) = *(const v16 *)(op->amplitude + at) * sd_select(fired, sd_splat(1.0f), (v16){});
+        if (!out->bits || !sd_mask(any)) continue; /* most of the time nothing fires here */
+        for (int64_t i = 0; i < end; i++) spike_bits(op, row, base + 16 * i, sd_mask(fired[i]));
     }
 }
 
