@@ -163,6 +163,14 @@ def test_the_surrogate_disappears_and_the_threshold_is_folded() -> None:
     assert np.array_equal(ssm.a_re + 1j * ssm.a_im, exact.a.detach().numpy())
 
 
+def test_public_names() -> None:
+    from spikedeploy import nn
+
+    for name in ("S4D", "SpikingLIF", "SpikingSSM", "SpikingSSMBlock", "SurrogateDynamicNetwork", "from_published"):
+        assert getattr(nn, name).__name__ == name
+        assert name in dir(nn)
+
+
 def test_tokens_run_through_an_embedding() -> None:
     torch.manual_seed(3)
     model = SpikingSSM(None, 3, vocabulary=7, features=8, states=4, layers=1).eval()
