@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from spikedeploy.errors import BadInput, ModelRefused, message
 from spikedeploy.graph import Graph, Node, map_refs
 from spikedeploy.lower import lower_layer, lower_operation
-from spikedeploy.lower.builder import INPUT, Builder, Call, Reduced, Wire, constant, from_sizes, measured
+from spikedeploy.lower.builder import Builder, Call, Reduced, Wire, constant, from_sizes, measured
 from spikedeploy.probe import example_of, flatten, probe
-from spikedeploy.program import Output, Program
+from spikedeploy.program import INPUT, Output, Program
+from spikedeploy.steps import Embedding
 from spikedeploy.trace import trace
 
 Semantics = Literal["recurrence", "snntorch-1.0.0"]
@@ -74,7 +75,7 @@ def conversion(
     graph, layers, tensors = trace(model, example)
     run = probe(model, graph, layers, tensors, example)
     x, results = run.x, run.results
-    builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), semantics, truncation)
+    builder = Builder({INPUT, *layers}, (int(x.shape[0]), int(x.shape[1])), not x.is_floating_point(), semantics, truncation)
     builder.shapes[INPUT] = tuple(int(n) for n in x.shape[2:])
     axes = ("T", "B", *("f",) * (x.ndim - 2))
     values = _lower(builder, graph, layers, tensors, Wire(INPUT, axes, tuple(int(n) for n in x.shape)), results)
@@ -82,7 +83,7 @@ def conversion(
         input_shape=builder.shapes[INPUT],
         steps=tuple(builder.steps),
         outputs=tuple(_outputs(values["output"])),
-        input_kind="float" if x.is_floating_point() else "index",
+        input_kind="index" if any(isinstance(step, Embedding) and INPUT in step.inputs for step in builder.steps) else "float",
         origin=builder.origin,
         notes=tuple(builder.notes),
     )

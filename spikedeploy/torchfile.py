@@ -124,13 +124,14 @@ def _bare(data: bytes) -> None:
 
 
 def _load(archive: zipfile.ZipFile, size: int, modules: Mapping[str, str]) -> Any:
-    records = _records(archive, size)
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
+    names = [name.partition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise Hostile(
             "it is a TorchScript archive",
             "a file from spikedeploy.save is needed",
             "Save the eager model with spikedeploy.save(model, path, example).",
         )
+    records = _records(archive, size)
     if "data.pkl" not in records:
         raise Hostile("it has no data.pkl", "a file from spikedeploy.save or torch.save is needed")
     if "byteorder" in records and archive.read(records["byteorder"]).strip() != b"little":

@@ -370,6 +370,8 @@ def test_other_kinds_of_files(tmp_path: Path) -> None:
     refused(tmp_path / "deep.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     assert "it holds a list" in refused(tmp_path / "list.pt")
+    (tmp_path / "script.pt").write_bytes(crafted(b"\x80\x02}.", {"constants.pkl": b"\x80\x02)."}))
+    assert "it is a TorchScript archive" in refused(tmp_path / "script.pt")
     (tmp_path / "text.pt").write_text("hello")
     assert "it is not an archive as torch.save writes it" in refused(tmp_path / "text.pt")
     assert "it does not exist" in refused(tmp_path / "none.pt")

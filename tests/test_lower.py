@@ -352,6 +352,13 @@ def test_maps_and_operations(name: str) -> None:
     assert agree(model.eval(), x, tolerance=1e-5)
 
 
+def test_whole_numbers_that_nobody_looks_up_are_numbers() -> None:
+    model, x = Net(lambda m, x: m.fc(x.float()), fc=nn.Linear(6, 2)), torch.randint(0, 9, (4, 2, 6))
+    program = spikedeploy.convert(model, x)
+    assert program.input_kind == "float"
+    assert agree(model, x, program)
+
+
 def test_results_are_named() -> None:
     x = torch.zeros(3, 2, 6)
     assert [o.name for o in spikedeploy.convert(CASES["nested results"][0], x).outputs] == ["a", "b"]

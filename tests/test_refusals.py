@@ -110,6 +110,8 @@ OTHERS: dict[str, tuple[nn.Module, str]] = {
     "attention by hand": (Net(lambda m, x: x @ x.transpose(1, 2)), "a product of computed values"),
     "comparison": (after(lambda x: x * (x > 0)), "operation 'gt' (gt): gt cannot be deployed"),
     "weight norm": (nn.Sequential(weight_norm(nn.Linear(5, 5))), "Call torch.nn.utils.parametrize.remove_parametrizations first."),
+    "rounding": (after(lambda x: x.long().float()), "it rounds to torch.int64"),
+    "half": (after(lambda x: x.to(torch.float16).float()), "it rounds to torch.float16"),
     "empty": (nn.Sequential(), "it has no layers or no output; at least one of each is needed"),
     "sigmoid spikes": (
         nn.Sequential(lif(spike_grad=lambda u: torch.sigmoid(5 * u))),

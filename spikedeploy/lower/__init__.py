@@ -88,8 +88,8 @@ OPERATION_RULES: dict[str, Rule] = {
     "operator.matmul": functional.matmul, "torch.matmul": functional.matmul, "method.matmul": functional.matmul,
     "F.gelu": A.gelu, "F.glu": A.glu, "F.dropout": W.keep,
     "method.view": W.reshape, "method.view_as": W.reshape, "method.reshape_as": W.reshape, "method.t": W.permute, "method.size": W.size,
-    "method.select": W.select, "method.contiguous": W.keep, "method.float": W.keep, "method.double": W.keep, "method.long": W.keep,
-    "method.int": W.keep, "method.to": W.keep, "method.type_as": W.keep, "method.clone": W.keep, "method.detach": W.keep,
+    "method.select": W.select, "method.contiguous": W.keep, "method.float": W.cast, "method.double": W.cast, "method.long": W.cast,
+    "method.int": W.cast, "method.to": W.cast, "method.type_as": W.cast, "method.clone": W.keep, "method.detach": W.keep,
 }  # fmt: skip
 """Per function or method, as `spikedeploy.trace` names it (methods as `method.name`): `call -> value`."""
 

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spikedeploy import steps as S
 from spikedeploy.errors import ModelRefused, message
-from spikedeploy.program import INPUT, Reduce
+from spikedeploy.program import Reduce
 from spikedeploy.shapes import ShapeError, shapes_of
 from spikedeploy.steps import Array, Shape, Step
 
@@ -80,10 +79,12 @@ def measured(result: Any) -> Any:
 
 @dataclass(slots=True)
 class Builder:
-    """The program as it grows. taken: names that only their owner may use (paths of layers); probe: T and B of the probe run."""
+    """The program as it grows. taken: names that only their owner may use (paths of layers); probe: T and B of the probe run;
+    whole: the input holds whole numbers."""
 
     taken: set[str]
     probe: tuple[int, int] = (3, 2)
+    whole: bool = False
     semantics: str | None = None
     truncation: str = "exact"
     called: set[str] = field(default_factory=set)
@@ -104,10 +105,10 @@ class Builder:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One node of the model being lowered. name: what its steps are called; where: how errors name it; origin: the layer's class or
-    function.
+    """One node of the model being lowered.
 
-    result is what the node gave in the probe run: its sizes are known without working them out again.
+    name    what its steps are called; where: how errors name it; origin: the layer's class or the function
+    result  what the node gave in the probe run: its sizes are known without working them out again
     """
 
     builder: Builder
@@ -166,19 +167,6 @@ class Call:
                 f"its input is a tuple of {len(value)}", "one tensor is needed", "Neurons return (spikes, membrane): pass one of them."
             )
         raise self.refuse(f"its input is {type(value).__name__}", "a value computed from the model's input is needed")
-
-    def array(self, value: Any) -> Array:
-        """A constant as float64 or as it is stored."""
-        return to_array(value)
-
-    def features(self, x: Wire, count: int | None = None) -> Wire:
-        """`x`, once its axes are seen to be leads first, features after (exactly `count` of them when given)."""
-        number = len(x.shape)
-        if tuple(x.axes[-number:]) != ("f",) * number or number == 0:
-            raise self.mixes(x, len(x.axes) - 1)
-        if count is not None and number != count:
-            raise self.refuse(f"an input with {number} feature axes {x.shape}", f"{count} are needed")
-        return x
 
     def mixes(self, x: Wire, axis: int) -> ModelRefused:
         """The error for an operation over `axis`, which is time or batch."""
@@ -269,29 +257,6 @@ def split_lead(axes: Axes, sizes: Shape, out: Sequence[int], steps: int, batch: 
     return axes, sizes
 
 
-def renamed(step_name: str, x: Wire) -> Wire:
-    """`x` under another wire name."""
-    return Wire(step_name, x.axes, x.sizes)
-
-
 def constant(value: Any) -> bool:
     """Whether a value is a number or a tensor of the model, known before anything runs."""
     return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-
-
-__all__ = [
-    "INPUT",
-    "Axes",
-    "Builder",
-    "Call",
-    "Dim",
-    "Reduced",
-    "S",
-    "Wire",
-    "constant",
-    "describe_axes",
-    "regroup",
-    "renamed",
-    "split_lead",
-    "to_array",
-]  # fmt: skip

@@ -158,5 +158,7 @@ def embedding(call: Call, module: nn.Embedding) -> Wire:
             "an embedding that does not change its table is needed",
             "Renormalise once, then set max_norm=None.",
         )
+    if not call.builder.whole:
+        raise call.refuse("its input is not of whole numbers", "an example input of dtype int64 is needed")
     name = call.emit(S.Embedding(call.name, (x.name,), to_array(module.weight)))
     return Wire(name, (*x.axes, "f"), (*x.sizes, int(module.weight.shape[1])))

@@ -9,12 +9,21 @@ import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.lower.builder import Call, Dim, Reduced, Wire, describe_axes, regroup, split_lead
-from spikedeploy.program import Reduce
+from spikedeploy.program import INPUT, Reduce
 
 
 def keep(call: Call, *rest: Any) -> Any:
     """Nothing happens to the value (dropout in eval mode, identity, contiguous, a change of dtype)."""
     return call.args[0]
+
+
+def cast(call: Call, *rest: Any) -> Any:
+    """A change of dtype that changes no value: between float32 and float64, or of an input that holds whole numbers already."""
+    value, dtype = call.args[0], call.result.dtype
+    whole = isinstance(value, Wire) and value.name == INPUT and call.builder.whole
+    if not whole and (not dtype.is_floating_point or dtype.itemsize < 4):
+        raise call.refuse(f"it rounds to {dtype}", "float32 or float64 is needed", "Leave it out, or round before the model.")
+    return value
 
 
 def reshape(call: Call, *rest: Any) -> Any:
