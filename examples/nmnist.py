@@ -1,6 +1,7 @@
 """Event camera digits: train a small convolutional network on N-MNIST over whole sequences, run it on address events.
 
-The file is an .npz with, for `train` and `test`, all events one recording after another: `{part}_x`, `_y` (0 to 33), `_p` (polarity), `_t` (microseconds), then
+The file is an .npz with, for `train` and `test`, all events one recording after another: `{part}_x`, `_y` (0 to 33), `_p` (polarity),
+`_t` (microseconds), then
 `_n` (events per recording) and `_label`.
 
     python examples/nmnist.py nmnist.npz --epochs 8 --out out/nmnist
@@ -170,13 +171,19 @@ def evaluate(program: Program, test: list[Events], labels: np.ndarray, out: Path
     times = microseconds(program, test, export(program, static_batch=1))
     total = report.total
     row = {
-        "steps": steps, "test recordings": len(test), "accuracy": accuracy(program, test, labels), "accuracy int8": accuracy(program, test, labels, weights="int8"),
-        "spikes as the reference in float32, 20 recordings": exact.spikes == engine.spikes, "input events": round(report.input_events / report.input_values, 5),
-        **{f"rate {layer.name}": round(layer.rate or 0, 5) for layer in report.spiking}, "ACs": total.acs, "MACs": total.macs, "dense MACs": total.dense,
+        "steps": steps, "test recordings": len(test), "accuracy": accuracy(program, test, labels), "accuracy int8": accuracy(program,
+        test, labels, weights="int8"),
+        "spikes as the reference in float32, 20 recordings": exact.spikes == engine.spikes,
+        "input events": round(report.input_events / report.input_values, 5),
+        **{f"rate {layer.name}": round(layer.rate or 0, 5) for layer in report.spiking}, "ACs": total.acs, "MACs": total.macs,
+        "dense MACs": total.dense,
         **{f"microseconds a step, {name}": round(value, 2) for name, value in times.items()},
         "times onnxruntime": round(times["onnxruntime"] / times["events"], 1), "pJ of dense, 45 nm": energy(report).of_dense,
     }  # fmt: skip
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
     with (out / "nmnist.csv").open("w", newline="") as file:
         command = " ".join(a for a in sys.argv[1:] if not a.startswith("/"))
         file.write(f"# python examples/nmnist.py DATA {command}\n# {model}, {os.cpu_count()} cores, one thread\n")

@@ -4,7 +4,8 @@
     engine.run(x)                      x (T, B, *input_shape), or Events(index, time, steps)
     engine.step(x_t)                   x_t (B, *input_shape): outputs of this step
 
-float32 sums run over the nonzero inputs in ascending index order, bias first, multiply then add. The compiled kernels, the NumPy form (`native=False`), every thread
+float32 sums run over the nonzero inputs in ascending index order, bias first, multiply then add. The compiled kernels, the NumPy form
+(`native=False`), every thread
 count, whole or chunked, layer by layer or step by step, dense input or events: the same bytes.
 """
 

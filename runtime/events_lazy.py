@@ -2,10 +2,13 @@
 
     S = Z Diag(c)      c <- c * alpha      Z[i, j] += v_i k_j / c_j   for v_i, k_j not zero
 
-A column is multiplied out (`Z[:, j] *= c_j; c_j = 1`) before c_j gets small. A cell spikes while `Z[i, j] > threshold / c_j`; the right side only grows between two
-writes, so a cell that is not written can only stop spiking: each column keeps its spiking cells in a heap, smallest first, and a step looks at the top alone.
+A column is multiplied out (`Z[:, j] *= c_j; c_j = 1`) before c_j gets small. A cell spikes while `Z[i, j] > threshold / c_j`; the right
+side only grows between two
+writes, so a cell that is not written can only stop spiking: each column keeps its spiking cells in a heap, smallest first, and a step
+looks at the top alone.
 
-The numbers equal the eager form up to rounding; on a CPU the eager form is faster (a pass over a state in the first-level cache costs less than the
+The numbers equal the eager form up to rounding; on a CPU the eager form is faster (a pass over a state in the first-level cache costs
+less than the
 bookkeeping), so the engine runs that one, and this one counts.
 """
 
@@ -53,7 +56,9 @@ class LazyMemory:
 
     def __post_init__(self) -> None:
         if not self.threshold > 0:
-            raise ModelRefused(message("lazy memory", f"a threshold of {self.threshold}", "a cell that only decays can only stop spiking above 0"))
+            raise ModelRefused(
+                message("lazy memory", f"a threshold of {self.threshold}", "a cell that only decays can only stop spiking above 0")
+            )
         self.z, self.c = np.zeros((self.d, self.n), np.float32), np.ones(self.n, np.float32)
         self.heaps = [[] for _ in range(self.n)]
 
@@ -82,8 +87,8 @@ class LazyMemory:
             for i in rows:
                 self.z[i, j] += v[i] * gain
             self._file(int(j), rows)
-        for j in range(self.n):
-            self._switch_off(j)
+        for place in range(self.n):
+            self._switch_off(place)
         self.operations.lazy += 2 * self.n + len(columns) * (2 + len(rows))
         self.operations.eager += 3 * self.d * self.n
 
@@ -120,7 +125,8 @@ def savings(program: Program, x: npt.ArrayLike) -> dict[str, Operations]:
     found = {}
     for step in memories:
         reader = next((s for s in program.readers(step.name) if isinstance(s, S.Threshold)), None)
-        lazy = LazyMemory(*program.wires[step.name], threshold=1.0 if reader is None else float(np.max(reader.threshold)))
+        d, n = program.wires[step.name]
+        lazy = LazyMemory(d, n, 1.0 if reader is None else float(np.max(reader.threshold)))
         for v, k, alpha in zip(*(run.wires[wire][:, 0] for wire in step.inputs), strict=True):
             lazy.step(v, k, alpha)
         found[step.name] = lazy.operations

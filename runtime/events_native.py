@@ -1,6 +1,7 @@
 """The compiled engine: wires, operations and pointers for the kernels in `native/events*.c`.
 
-A `Machine` owns weights and states. A `Tape` arranges wires for a number of steps and a set of wires to keep; its pointers are filled in once, so
+A `Machine` owns weights and states. A `Tape` arranges wires for a number of steps and a set of wires to keep; its pointers are filled in
+once, so
 that running a chunk is one call per compiled segment.
 """
 
@@ -232,7 +233,8 @@ class Tape:
 
     def feed(self, x: Real) -> None:
         """Points the input wire at `x (steps, B, *shape)`, or copies it where other steps than event lists read it."""
-        wire, self.given = self.wires[INPUT], x
+        wire = self.wires[INPUT]
+        self.given: Any = x
         wire.struct.outside = 0
         self._listing(*self.own)
         if self.copies:
@@ -284,7 +286,8 @@ class Tape:
         return step
 
     def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> bool:
-        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False where the input
+        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False
+        where the input
         holds NaN or infinity; the states are then as before."""
         ffi, machine = self.machine.ffi, self.machine
         table = ffi.new("sd_kept[]", max(len(kept), 1))

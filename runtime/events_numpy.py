@@ -1,6 +1,7 @@
 """The event-driven engine's arithmetic in plain NumPy: one function per step kind, the same bytes as the compiled kernels.
 
-A float32 sum runs over the nonzero inputs only, in ascending index order, starts at the bias, multiplies, then adds. Elementwise steps are the reference's own;
+A float32 sum runs over the nonzero inputs only, in ascending index order, starts at the bias, multiplies, then adds. Elementwise steps
+are the reference's own;
 here are those that sum or that call a function whose bits would depend on the machine.
 """
 
@@ -45,7 +46,8 @@ def _common(rows: Real) -> Real:
 
 
 def integer_affine(step: S.Affine, x: Real, weights: Quantised, amplitude: np.float32 | None) -> Real:
-    """With integer weights: exact int32 sums for rows of spikes. amplitude: the value of every spike on this wire; None for any other wire."""
+    """With integer weights: exact int32 sums for rows of spikes. amplitude: the value of every spike on this wire; None for any other
+    wire."""
     out, wide = step.weight.shape
     rows = x.reshape(-1, wide)
     whole = np.ones(len(rows), bool) if amplitude is not None else _common(rows)
@@ -145,7 +147,8 @@ def l2_normalize(step: S.L2Normalize, x: Real, state: State) -> Real:
 
 
 def settle(u: Real) -> Real:
-    """A state below the normal range (2^-126) becomes +0: it would stay there for good, and every later step would take ten times as long."""
+    """A state below the normal range (2^-126) becomes +0: it would stay there for good, and every later step would take ten times as
+    long."""
     return np.where(np.abs(u) < TINY, np.float32(0), u)
 
 

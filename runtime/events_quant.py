@@ -46,7 +46,8 @@ def quantise(weight: S.Array, weights: Weights) -> Quantised:
 
 
 def quantise_program(program: Program, weights: Weights) -> tuple[Program, dict[str, Quantised]]:
-    """The program whose weights are what the integers stand for, and the integers by step name. Raises `ModelRefused` where int32 could overflow."""
+    """The program whose weights are what the integers stand for, and the integers by step name. Raises `ModelRefused` where int32 could
+    overflow."""
     if weights == "float32":
         return program, {}
     found: dict[str, Quantised] = {}

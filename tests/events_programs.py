@@ -91,7 +91,8 @@ class Builder:
         delay = bool(self.rng.random() < 0.5) and reset != "value"
         value = self.param(-0.5, 0.1)
         step = S.LIF(
-            self.name(), (self.wire,), decay=decay, threshold=threshold, reset=reset, reset_delay=delay, strict=strict, amplitude=amplitude, reset_value=value
+            self.name(), (self.wire,), decay=decay, threshold=threshold, reset=reset, reset_delay=delay, strict=strict,
+            amplitude=amplitude, reset_value=value
         )  # fmt: skip
         if self.rng.random() < 0.2:
             self.outputs.append(step.outputs[1])

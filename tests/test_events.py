@@ -89,7 +89,8 @@ def as_events(x: np.ndarray) -> Events:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=SEEDS)
 def test_agrees_with_the_reference(seed: int) -> None:
-    """Step by step on the engine's own inputs: each step's output differs from float64 by rounding only, and spikes not at all outside the margin."""
+    """Step by step on the engine's own inputs: each step's output differs from float64 by rounding only, and spikes not at all outside
+    the margin."""
     program = random_program(seed)
     x = random_input(program, seed, 1, 2)
     run = EventEngine(program, 2, native=None).run(x, record=program.wires)
@@ -211,13 +212,14 @@ def test_bad_options() -> None:
         EventEngine(stack(), weights="int4")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="states of"):
         EventEngine(stack()).state = {}
-    with pytest.raises(BadInput, match="unknown|nowhere"):
+    with pytest.raises(BadInput, match="nowhere"):
         EventEngine(stack()).run(np.zeros((1, 1, 70)), record=["nowhere"])
 
 
 def test_embedding_reads_tokens() -> None:
     program = Program(
-        (), (S.Embedding("e", ("input",), table=np.arange(12.0).reshape(4, 3)), S.Activation("a", ("e",), function="tanh")), (Output("a", "a"),), "index"
+        (), (S.Embedding("e", ("input",), table=np.arange(12.0).reshape(4, 3)), S.Activation("a", ("e",), function="tanh")), (Output("a",
+        "a"),), "index"
     )  # fmt: skip
     x = np.array([[1], [3]])
     run = EventEngine(program).run(x)

@@ -43,7 +43,9 @@ def test_equal_up_to_rounding(seed: int, low: float) -> None:
 def program(keep_v: int, keep_k: int) -> Program:
     rng = np.random.default_rng(0)
     wide = 16
-    steps = [S.Affine(name, ("input",), weight=rng.normal(size=(wide, 4)), bias=np.full(wide, 3.0 if name == "a" else 0.0)) for name in "vka"]
+    steps = [
+        S.Affine(name, ("input",), weight=rng.normal(size=(wide, 4)), bias=np.full(wide, 3.0 if name == "a" else 0.0)) for name in "vka"
+    ]
     return Program(
         (4,),
         (

@@ -16,7 +16,8 @@ STEPS, BATCH = 64, 4
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A spiking layer's undecided band on the data's beginning: a decision whose membrane is within `width` of the threshold may fall either way."""
+    """A spiking layer's undecided band on the data's beginning: a decision whose membrane is within `width` of the threshold may fall
+    either way."""
 
     width: float
     undecided: int

@@ -36,7 +36,7 @@ def _passed(evidence: Evidence | None) -> str:
 
 
 def _layers(report: Report, evidence: Evidence | None) -> list[Mapping[str, Any]]:
-    found = []
+    found: list[Mapping[str, Any]] = []
     for layer in report.spiking:
         starts, spikes = report.binned(f"spikes {layer.name}")
         ends = [*starts[1:], report.steps]
@@ -48,8 +48,10 @@ def _layers(report: Report, evidence: Evidence | None) -> list[Mapping[str, Any]
             "name": layer.name, "origin": layer.origin, "rate": percent(layer.rate), "spikes": number(layer.spikes),
             "raster": pictures.raster(report.rasters[layer.name]), "raster_shape": report.rasters[layer.name].shape,
             "sparsity": pictures.line(sparsity, 1.0), "low": percent(min(sparsity)), "high": percent(max(sparsity)),
-            "histogram": pictures.histogram(near, band), "scale": f"{near.scale:.6g}", "below": number(near.below), "above": number(near.above),
-            "band": None if band is None else f"{band.width:.3g}", "undecided": None if band is None else f"{band.undecided} of {number(band.decisions)}",
+            "histogram": pictures.histogram(near, band), "scale": f"{near.scale:.6g}", "below": number(near.below),
+            "above": number(near.above),
+            "band": None if band is None else f"{band.width:.3g}",
+            "undecided": None if band is None else f"{band.undecided} of {number(band.decisions)}",
         })  # fmt: skip
     return found
 

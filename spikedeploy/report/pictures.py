@@ -47,10 +47,11 @@ def histogram(found: Histogram, band: Band | None) -> str:
     """Logarithmic bars around the threshold; the undecided band is drawn at least one pixel wide."""
     counts = np.log10(found.counts + 1.0)
     high, wide = max(float(counts.max()), 1e-9), WIDTH / len(counts)
+    tall = (HEIGHT - 8) * counts / high
     bars = "".join(
-        f'<rect x="{i * wide:.1f}" y="{HEIGHT - (HEIGHT - 8) * c / high:.1f}" width="{wide - 1:.1f}" height="{(HEIGHT - 8) * c / high:.1f}" class="bar"/>'
-        for i, c in enumerate(counts)
-        if c
+        f'<rect x="{i * wide:.1f}" y="{HEIGHT - h:.1f}" width="{wide - 1:.1f}" height="{h:.1f}" class="bar"/>'
+        for i, h in enumerate(tall)
+        if h
     )
     half = max(0.5, 0.0 if band is None else band.width / found.scale * WIDTH / float(found.edges[-1] - found.edges[0]))
     middle = WIDTH * float(-found.edges[0] / (found.edges[-1] - found.edges[0]))

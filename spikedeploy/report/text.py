@@ -10,11 +10,13 @@ from spikedeploy.report.evidence import Evidence
 from spikedeploy.report.prices import Energy
 
 COLUMNS = (
-    "layer", "kind", "spikes", "rate", "act. sparsity", "conn. sparsity", "ACs", "MACs", "dense MACs", "updates driven", "idle", "state bytes",
+    "layer", "kind", "spikes", "rate", "act. sparsity", "conn. sparsity", "ACs", "MACs", "dense MACs", "updates driven", "idle",
+    "state bytes",
     "weight bytes",
 )  # fmt: skip
 DEFINITIONS = (
-    "An effective operation is a nonzero input times a nonzero weight; AC where a layer's inputs of the step are all in {-1, 0, 1}, MAC otherwise."
+    "An effective operation is a nonzero input times a nonzero weight; AC where a layer's inputs of the step are all in {-1, 0, 1},"
+    " MAC otherwise."
     " Counts are whole numbers over all steps and samples."
 )
 
@@ -95,7 +97,8 @@ def text(report: Report, energies: Sequence[Energy], evidence: Evidence | None) 
     """The whole report."""
     sparsity = 1 - report.input_events / report.input_values
     lines = [
-        f"{report.steps:,} steps, batch {report.batch}; input {number(report.input_events)} events, {sparsity:.2%} zero; {headline(report)}",
+        f"{report.steps:,} steps, batch {report.batch}; input {number(report.input_events)} events, {sparsity:.2%} zero;",
+        headline(report),
         "",
         *_table([list(COLUMNS), *rows(report)]),
         "",
