@@ -68,6 +68,13 @@ def _energy(found: Energy) -> Mapping[str, Any]:
     high = max([value for _, value in values if value is not None] + [1e-12])
     picture = pictures.bars([(name, 0 if value is None else value / high, joules(value)) for name, value in values])
     lines = [
-        (term.name, number(term.count), "none" if term.price is None else term.price, joules(term.total), term.why) for term in found.terms
+        (
+            term.name,
+            number(term.count),
+            "none" if term.price is None else term.price,
+            joules(term.total),
+            f"{term.why} ({term.source}; {term.grade})",
+        )
+        for term in found.terms
     ]
     return {"found": found, "picture": picture, "lines": lines, "of_dense": percent(found.of_dense)}

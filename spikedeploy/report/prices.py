@@ -30,6 +30,8 @@ class Term:
     count: int
     price: float | None
     why: str
+    source: str
+    grade: str
 
     @property
     def total(self) -> float | None:
@@ -96,7 +98,11 @@ def _check(name: str, table: Mapping[str, Any]) -> None:
             raise ValueError(f"table {name} has no {key}")
     for term, entry in table["prices"].items():
         price = entry["pJ"]
-        if term not in TERMS or not entry["why"] or not (price is None or 0 <= price < float("inf")):
+        if (
+            term not in TERMS
+            or not (entry["why"] and entry["source"] and entry["grade"])
+            or not (price is None or 0 <= price < float("inf"))
+        ):
             raise ValueError(f"table {name}, price of {term}")
     unnamed = set(TERMS) - set(table["prices"]) - set(table["excluded"])
     if unnamed:
@@ -118,7 +124,9 @@ def energy(report: Report, table: str = "45nm", *, path: str | None = None) -> E
     if table not in tables:
         raise BadInput(message(f"energy table '{table}'", "there is none of this name", f"one of {', '.join(tables)} is needed"))
     chosen, counts = tables[table], counts_of(report)
-    terms = tuple(Term(name, counts[name], entry["pJ"], entry["why"]) for name, entry in chosen["prices"].items())
+    terms = tuple(
+        Term(name, counts[name], entry["pJ"], entry["why"], entry["source"], entry["grade"]) for name, entry in chosen["prices"].items()
+    )
     refused = tuple(term.name for term in terms if term.count and term.price is None)
     dense = report.total.dense
     return Energy(

@@ -74,7 +74,11 @@ def energy_lines(found: Energy) -> Iterator[str]:
     yield f"  total {total}; dense float32 network {joules(found.dense)}, dense int8 network {joules(found.quantised)}"
     if found.of_dense is not None:
         yield f"  {found.of_dense:.2%} of the dense network"
-    yield from (f"  {term.name}: {number(term.count)} x {term.price} pJ = {joules(term.total)}" for term in found.terms if term.count)
+    yield from (
+        f"  {term.name}: {number(term.count)} x {term.price} pJ = {joules(term.total)}  [{term.source}; grade {term.grade[0]}]"
+        for term in found.terms
+        if term.count
+    )
     yield f"  source: {found.source}"
     yield f"  grade: {found.grade}"
     yield f"  {found.missing}"
