@@ -136,9 +136,7 @@ def _supported(program: Program, profile: Profile) -> None:
             raise ModelRefused(message(where, said, "linear maps, sums, delays and leaky neurons can be written", "Use --target onnx."))
         if kind is S.Delay and "Delay" not in profile.nodes:
             said = f"it needs a delay line, and the reader of profile '{profile.name}' has no Delay node"
-            raise ModelRefused(
-                message(where, said, "another form", "Use --profile generic or spec, or --truncation drop.")
-            )
+            raise ModelRefused(message(where, said, "another form", "Use --profile generic or spec, or --truncation drop."))
 
 
 def _fill(build: Builder) -> tuple[Output, ...]:
@@ -200,6 +198,4 @@ def _membrane_shown(build: Builder, output: Output) -> bool:
         return False
     if isinstance(step, S.LIF):
         return step.reset == "value" or (step.reset == "zero" and not step.reset_delay)
-    if build.profile.input_range:
-        return False
     return isinstance(step, S.Integrator) and bool(np.any(step.decay))

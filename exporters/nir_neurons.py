@@ -64,7 +64,8 @@ def cuba(
 
 
 def grouped(build: Builder, name: str, source: Wire, shape: Shape, decay: Array, theta: Array) -> str:
-    """One CubaLIF for each decay: 0/1 matrices pick its channels from the current and put their spikes back in place; all exact."""
+    """One CubaLIF for each decay: 0/1 matrices pick its channels from the current and put their
+    spikes back in place; all exact."""
     channel = per_channel(decay, (shape[0], *(1,) * (len(shape) - 1)))
     if channel is None:
         raise build.refuse("decays that differ inside a channel", f"profile '{build.profile.name}' takes one per channel", _SPEC)
@@ -75,7 +76,8 @@ def grouped(build: Builder, name: str, source: Wire, shape: Shape, decay: Array,
         picked = Wire((_mix(build, f"{name}.pick{k}", source.nodes, eye[rows], shape),), part)
         node = cuba(build, f"{name}.group{k}", picked, part, syn=np.array(value), mem=np.array(0.0), theta=theta.reshape(-1)[0])
         places.append(_mix(build, f"{name}.place{k}", (node,), eye[:, rows], part))
-    return _mix(build, name, places, eye, shape)
+    zero, joined = np.array(0.0), Wire(tuple(places), shape)
+    return cuba(build, name, joined, shape, syn=zero, mem=zero, theta=np.array(0.5))  # relays: the layer under its own name
 
 
 def _mix(build: Builder, wire: str, sources: Iterable[str], matrix: Array, shape: Shape) -> str:
@@ -164,7 +166,7 @@ def _spikes(build: Builder, step: S.Threshold | S.LIF, node: str, shape: Shape) 
 def _lifted(build: Builder, source: Wire, decay: Array, theta: Array) -> tuple[Array, Array]:
     """B and B - theta: B is the smallest power of two above what any membrane can exceed its threshold by.
 
-    A hair of B is taken off the lift (4 float32 roundings), so that a membrane exactly at its threshold stays silent, as `>` says.
+    The lift ends at the last float32 before B, so that a membrane exactly at its threshold stays silent, as `>` says.
     """
     kind, params = build.nodes[source.nodes[0]]
     before = [a for a, b in build.edges if b == source.nodes[0]]
@@ -179,7 +181,7 @@ def _lifted(build: Builder, source: Wire, decay: Array, theta: Array) -> tuple[A
         build.notes.append(
             f"{build.where}: right for inputs up to {build.profile.input_range:g} in size; float32 resolves {top * 2**-24:.1e} here"
         )
-    return np.full(theta.shape, top), top - theta - top * 2.0**-22
+    return np.full(theta.shape, top), top - theta - top * 2.0**-24
 
 
 def sinabs(build: Builder, name: str, source: Wire, decay: Array, theta: Array) -> str:

@@ -81,6 +81,17 @@ def residual(amplitude: float = 1.0) -> Program:
     return Program((5,), tuple(steps), (Output("spk", "lif4"),))
 
 
+def conv_residual() -> Program:
+    """A skip around the second of two convolutions; relays need its maps as vectors."""
+    rng = np.random.default_rng(7)
+    first, second = (rng.normal(size=(3, wide, 3, 3)).astype(np.float32) for wide in (1, 3))
+    steps: list[Step] = [S.Conv2d("conv1", ("input",), first, padding=(1, 1)), *layer("lif1", "conv1", 0.8)]
+    steps.append(S.Conv2d("conv2", ("lif1",), second, padding=(1, 1)))
+    steps += [S.Add("skip", ("conv2", "lif1")), *layer("lif2", "skip", 0.6), S.Reshape("flat", ("lif2",), (60,))]
+    steps += [affine(rng, "fc", "flat", 4, 60), *layer("lif3", "fc", 0.9)]
+    return Program((1, 4, 5), tuple(steps), (Output("spk", "lif3"),))
+
+
 def dyadic() -> Program:
     """Decay 1/2 and weights of few bits: all arithmetic is exact, ties included."""
     rng = np.random.default_rng(4)

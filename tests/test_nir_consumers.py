@@ -62,6 +62,7 @@ NETS: dict[str, Callable[[], Program]] = {
     "convolution, 1 x 3 kernel, groups": lambda: nets.conv(kernel=(1, 3), groups=2),
     "residual": nets.residual,
     "residual, graded": lambda: nets.residual(0.64),
+    "residual convolution": nets.conv_residual,
     "dyadic, ties": nets.dyadic,
     "reset to zero, one step late": nets.reset,
     "reset to zero, at once": lambda: nets.reset(delay=False),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, ModelRefused, message
 from spikedeploy.program import INPUT, Output, Program
 from spikedeploy.readers.nir_file import Graph, Node
-from spikedeploy.readers.nir_nodes import DIALECTS, NODES, SPOKEN, Discretisation, Site
+from spikedeploy.readers.nir_nodes import DIALECTS, NODES, SPOKEN, Discretisation, Site, tidy
 from spikedeploy.shapes import ShapeError, shapes_of
 from spikedeploy.steps import Shape, Step
 
@@ -261,9 +262,34 @@ class _Build:
             raise BadInput(message("NIR graph", "it has no Output node", "at least one is needed"))
         outputs = _readout(graph.metadata, set(self.shapes)) or tuple(Output(name, self.wire[name]) for name in sorted(ends))
         origin = {step.name: self.nodes[step.name].kind for step in self.steps if step.name in self.nodes}
+        if self.discretisation in DIALECTS:
+            self.steps = lowered(self.steps)
         if not self.steps:
             self.steps.append(S.Scale("identity", (INPUT,), np.array(1.0)))
         return Program(self.shapes[INPUT], tuple(self.steps), outputs, origin=origin, notes=tuple(self.notes))
+
+
+def lowered(steps: list[Step]) -> list[Step]:
+    """`u + c > B` as `u > B - c`: the same decision, on the membrane that the model has."""
+    writers = {step.name: step for step in steps}
+    found: list[Step] = []
+    for step in steps:
+        before = writers.get(step.inputs[0])
+        lift = _lift(before) if isinstance(step, S.Threshold) else None
+        if isinstance(step, S.Threshold) and before is not None and lift is not None:
+            step = replace(step, inputs=before.inputs, threshold=tidy(step.threshold - lift))
+        found.append(step)
+    read = {wire for step in found for wire in step.inputs}
+    return [step for step in found if step.name in read or _lift(writers[step.name]) is None]
+
+
+def _lift(step: Step | None) -> S.Array | None:
+    """What the step adds, when that is all it does."""
+    if isinstance(step, S.Scale) and np.all(step.scale == 1):
+        return step.offset
+    if isinstance(step, S.Affine) and np.array_equal(step.weight, np.eye(*step.weight.shape)):
+        return step.bias
+    return None
 
 
 def _shape(name: str, node: Node) -> Shape:

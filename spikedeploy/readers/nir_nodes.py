@@ -155,7 +155,9 @@ def _fire(site: Site, wire: str, decay: Array) -> None:
     if site.discretisation in DIALECTS:
         if np.any(decay > 1e-30):
             raise site.refuse("a membrane that remembers", f"in terms of {site.discretisation} only instant membranes are read")
-        site.steps.append(S.Threshold(site.name, (wire,), theta, strict=False))
+        # they compute in float32, where `>= B` is `>` the number before B
+        before = np.nextafter(theta.astype(np.float32), np.float32(-np.inf)).astype(np.float64)
+        site.steps.append(S.Threshold(site.name, (wire,), before))
     elif np.any(decay):
         reset = site.neuron("v_reset", 0.0)
         site.steps.append(S.LIF(site.name, (wire,), decay, theta, "value", reset_delay=False, reset_value=reset))
@@ -186,8 +188,8 @@ def _current(site: Site, mem: str) -> tuple[str, Array]:
     r, leak = site.neuron("r"), site.neuron("v_leak")
     if site.discretisation == "rockpool":
         wire = site.scaled(site.source, site.aux("in"), syn_gain)
-        site.steps.append(S.Integrator(site.aux("syn"), (wire,), syn))
-        return site.scaled(site.aux("syn"), mem, np.array(1.0), leak), decay
+        site.steps.append(S.Integrator(mem, (wire,), syn))
+        return site.scaled(mem, site.aux("lift"), np.array(1.0), leak), decay
     drive, offset = gain * r, gain * leak
     if not np.any(syn):
         return site.scaled(
