@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spikedeploy import __version__, torchfile
+from spikedeploy import __version__, foreign, torchfile
 from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError, message
+from spikedeploy.exporters.atomic import write_bytes
 from spikedeploy.graph import FUNCTIONS, METHODS, Graph, Node, Ref, Traced
-from spikedeploy.layers import LAYERS
-from spikedeploy.probe import example_of, probe
-from spikedeploy.rebuild import build, describe, layer_name, recorded_layer, tensors_of
+from spikedeploy.probe import example_of, guessed_example, plain_example, probe
+from spikedeploy.rebuild import build, describe, tensors_of
 from spikedeploy.trace import trace
 
 FORMAT, VERSION = "spikedeploy.checkpoint", 1
@@ -38,7 +34,7 @@ def save(model: nn.Module, path: str | Path, example_input: Tensor) -> None:
     the file cannot be written.
     """
     example = example_of(model, example_input)
-    write_atomic(path, dump(model, example))
+    write_bytes(path, dump(model, example))
 
 
 def dump(model: nn.Module, example: Tensor) -> bytes:
@@ -49,7 +45,7 @@ def dump(model: nn.Module, example: Tensor) -> bytes:
     stored = {key: _own(value) for key, value in sorted(_state(layers, tensors).items())}
     header = {
         "producer": f"spikedeploy {__version__}",
-        "input": {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")},
+        "input": plain_example(example),
         "layers": described,
         "tensors": list(tensors),
         "learned": sorted(key for key, value in _state(layers, tensors).items() if isinstance(value, nn.Parameter)),
@@ -112,37 +108,6 @@ _KINDS: Mapping[str, Callable[[Any], Any]] = {
 
 def _plain_node(node: Node) -> list[Any]:
     return [node.name, node.op, node.target, _plain(node.args), _plain(dict(node.kwargs))]
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write beside the target, flush to the disk, replace: the old file or the new one, never a part, nothing left over."""
-    path = Path(path)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(_mode(path))
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise BadInput(
-            message(f"file '{path.name}'", f"it cannot be written ({error.strerror or error})", "a writable path with free space is needed")
-        ) from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _mode(path: Path) -> int:
-    """The permissions of the file that is replaced, or what a new file would get."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def load(path: str | Path) -> nn.Module:
@@ -231,10 +196,6 @@ def _nodes(plain: list[Any]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-STATE_KEYS = ("state_dict", "model_state_dict", "model")
-"""Under which names training scripts keep the state_dict among other things."""
-
-
 def load_model(path: str | Path, model: str | None = None) -> nn.Module:
     """The model in a file, whichever of the accepted kinds it is: a checkpoint of `save`; a bare state_dict with `model` =
     `package.module:factory`, a
@@ -243,16 +204,19 @@ def load_model(path: str | Path, model: str | None = None) -> nn.Module:
     Raises `BadInput` or `ModelRefused`; nothing from the file is run. The factory is the caller's own code and is.
     """
     where = f"file '{Path(path).name}'"
-    content = torchfile.read(path, _pickled_names())
+    content = torchfile.read(path, foreign.pickled_names())
     if _is_checkpoint(content):
         return _rebuild(where, content)
     if isinstance(content, torchfile.Recorded):
         try:
-            return _sequential(content)
+            stack = foreign.sequential(content)
+            if isinstance(stack, nn.Sequential):
+                stack.__dict__["example"] = guessed_example(stack)
+            return stack
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise BadInput(message(where, f"its layers are unreadable ({error})", "a checkpoint from spikedeploy.save is needed")) from None
     if isinstance(content, dict):
-        content = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
+        content = next((content[key] for key in foreign.STATE_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(
             message(where, f"it holds {_kind(content)}", "a checkpoint from spikedeploy.save, a state_dict or an nn.Sequential is needed")
@@ -266,61 +230,4 @@ def load_model(path: str | Path, model: str | None = None) -> nn.Module:
                 "Name a function that makes it: --model package.module:factory.",
             )
         )
-    return _filled(where, model, content)
-
-
-def _pickled_names() -> dict[str, str]:
-    names = {f"{cls.__module__}.{cls.__qualname__}": layer_name(cls) for cls in LAYERS}
-    return names | {"torch.nn.modules.container.Sequential": "torch.Sequential"}
-
-
-def _sequential(recorded: torchfile.Recorded, depth: int = 0) -> nn.Module:
-    """Real layers from the recorded ones, built by their own constructors from the plain values that were stored."""
-    if depth > 16:
-        raise ValueError("containers nested deeper than 16")
-    if recorded.kind != "torch.Sequential":
-        return recorded_layer(recorded.kind, recorded.state)
-    children = recorded.state["_modules"].items()
-    return nn.Sequential(OrderedDict((name, _sequential(child, depth + 1)) for name, child in children)).eval()
-
-
-def _filled(where: str, factory: str, state: dict[str, Tensor]) -> nn.Module:
-    made = call_factory(factory)
-    try:
-        missing, unexpected = made.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise BadInput(
-            message(
-                where,
-                f"its tensors do not fit {factory} ({' '.join(str(error).split())[:300]})",
-                "tensors of the model's own shapes are needed",
-            )
-        ) from None
-    if missing or unexpected:
-        raise BadInput(
-            message(
-                where,
-                f"its tensors do not fit {factory} (missing {missing[:3]}, unexpected {unexpected[:3]})",
-                "the state_dict of that model is needed",
-            )
-        )
-    return made.eval()
-
-
-def call_factory(factory: str) -> nn.Module:
-    """The module that `package.module:function` makes."""
-    where = f"--model {factory}"
-    module, _, name = factory.partition(":")
-    if not module or not name:
-        raise BadInput(message(where, "it has no colon", "package.module:factory is needed"))
-    try:
-        made = getattr(import_module(module), name)()
-    except SpikedeployError:
-        raise
-    except Exception as error:  # the user's own code may raise anything
-        raise BadInput(
-            message(where, f"it failed ({type(error).__name__}: {error})", "a function without arguments that makes the model is needed")
-        ) from None
-    if not isinstance(made, nn.Module):
-        raise BadInput(message(where, f"it made a {type(made).__name__}", "a torch module is needed"))
-    return made
+    return foreign.filled(where, model, content)

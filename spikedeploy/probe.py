@@ -19,8 +19,9 @@ STEPS, BATCH = 3, 2
 
 def example_of(model: nn.Module, example: Any) -> Tensor:
     """The example `(T, B, *shape)`, checked; for a loaded model zeros of the shape it was saved with."""
-    if example is None and isinstance(model, Traced) and model.example:
-        return torch.zeros(model.example["shape"], dtype=getattr(torch, model.example["dtype"]))
+    known = getattr(model, "example", None)
+    if example is None and isinstance(known, dict) and known:
+        return torch.zeros(known["shape"], dtype=getattr(torch, known["dtype"]))
     if example is None:
         raise BadInput(message("example_input", "none was given", "a tensor (T, B, *shape) is needed: only its shape and dtype matter"))
     try:
@@ -35,6 +36,22 @@ def example_of(model: nn.Module, example: Any) -> Tensor:
     if example.is_complex() or example.dtype == torch.bool:
         raise BadInput(message("example_input", f"dtype {example.dtype}", "real or whole numbers are needed"))
     return example
+
+
+def plain_example(example: Tensor) -> dict[str, Any]:
+    """What a model remembers of its example: shape and dtype."""
+    return {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+
+
+def guessed_example(model: nn.Sequential) -> dict[str, Any]:
+    """An example for a plain stack, from the width that its first layers name; nothing where they name none."""
+    for layer in model.modules():
+        width = getattr(getattr(layer, "linear", layer), "in_features", None) or getattr(layer, "in_dim", None)
+        if isinstance(width, int):
+            return plain_example(torch.zeros(STEPS, BATCH, width))
+        if not isinstance(layer, (nn.Sequential, nn.Identity, nn.Dropout)):
+            return {}
+    return {}
 
 
 def flatten(value: Any) -> list[Any]:

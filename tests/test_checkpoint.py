@@ -191,7 +191,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
 def test_a_refused_model_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="Hardswish"):
         spikedeploy.save(nn.Sequential(nn.Hardswish()), tmp_path / "model.pt", torch.zeros(2, 2, 3))
-    with pytest.raises(BadInput, match="No such file"):
+    with pytest.raises(BadInput, match="does not exist"):
         spikedeploy.save(nn.Linear(3, 3), tmp_path / "nowhere" / "model.pt", torch.zeros(2, 2, 3))
     assert not list(tmp_path.iterdir())
 
@@ -207,8 +207,20 @@ def test_a_bare_state_dict_needs_its_model(tmp_path: Path) -> None:
     torch.save(zoo.learned()[0].state_dict(), tmp_path / "weights.pt")
     with pytest.raises(BadInput, match=r"a bare state_dict of .* tensors; the model that it belongs to is needed"):
         checkpoint.load_model(tmp_path / "weights.pt")
-    with pytest.raises(BadInput, match="it made a tuple; a torch module is needed"):
-        checkpoint.load_model(tmp_path / "weights.pt", "zoo:gen2")
+    with pytest.raises(BadInput, match="it made a dict; a torch module is needed"):
+        checkpoint.load_model(tmp_path / "weights.pt", "builtins:dict")
+
+
+def test_a_factory_may_give_an_example_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in the working directory, as a console script would not by itself."""
+    model, x = zoo.learned()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    code = f"import sys; sys.path.insert(0, {str(Path(zoo.__file__).parent)!r}); import zoo; make = zoo.learned"
+    (tmp_path / "made_here_for_a_test.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    back = checkpoint.load_model("weights.pt", "made_here_for_a_test:make")
+    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
+    assert str(tmp_path) not in sys.path
 
 
 def test_a_state_dict_fills_the_model_of_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +253,7 @@ def test_a_pickled_sequential_of_known_layers(tmp_path: Path) -> None:
     back = checkpoint.load_model(tmp_path / "model.pt")
     assert same(model, back, x)
     assert isinstance(back, nn.Sequential)
+    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
     with pytest.raises(BadInput):
         spikedeploy.load(tmp_path / "model.pt")
 
