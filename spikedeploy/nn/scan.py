@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -89,30 +90,20 @@ def scan(
     if route == "iterative" and not neuron.linear:
         spk, mem, last = iterate(x, d, threshold, graded, initial, neuron)
         return spk, mem, last if neuron.final else None
-    if route == "native":
-        return _native(x, d, threshold, graded, initial, neuron, out)
-    if route == "triton":
-        from spikedeploy.nn.scan_triton import triton_scan
-
-        return triton_scan(x, d, threshold, graded, initial, neuron)
+    if route in ("native", "triton"):
+        return _fused(route, x, d, threshold, graded, initial, neuron, out)
     return _linear(x, d, threshold, graded, initial, neuron, route, batch_chunk)
 
 
 def choose(x: Tensor, neuron: Neuron) -> Method:
     """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix if the state is wide, else the loop, whose
     roundings a narrow state promises."""
-    known = isinstance(neuron.surrogate, Surrogate)
-    if (neuron.linear or known) and scan_native.admits(x):
+    fused = neuron.linear or isinstance(neuron.surrogate, Surrogate)
+    if fused and scan_native.admits(x):
         return "native"
-    if (neuron.linear or known) and x.is_cuda and _triton():
+    if fused and neuron.reset_delay and x.is_cuda and find_spec("triton") is not None:
         return "triton"
     return "prefix" if neuron.linear and neuron.wide_state and x.shape[0] > 1 else "iterative"
-
-
-def _triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None and find_spec("spikedeploy.nn.scan_triton") is not None
 
 
 def _check(x: Tensor, threshold: Parameter | None, neuron: Neuron, method: str) -> None:
@@ -165,19 +156,34 @@ def _state(initial: Tensor, x: Tensor, neuron: Neuron) -> Tensor:
     return initial.to(torch.float64 if neuron.wide_state else x.dtype).contiguous()
 
 
-def _native(
-    x: Tensor, decay: Tensor, threshold: Tensor | None, graded: Tensor | None, initial: Tensor | None, neuron: Neuron, out: Any
+def _fused(
+    route: str,
+    x: Tensor,
+    decay: Tensor,
+    threshold: Tensor | None,
+    graded: Tensor | None,
+    initial: Tensor | None,
+    neuron: Neuron,
+    out: Any,
 ) -> Result:
+    if isinstance(neuron.surrogate, Surrogate) or not neuron.spikes:
+        return _kernel(route, x, decay, threshold, graded, initial, neuron, out)
+    silent = replace(neuron, spikes=False, surrogate=Surrogate())
+    _, mem, final = _kernel(route, x, decay, None, None, initial, silent, None)
+    return _spikes(mem, threshold, graded, neuron), mem, final
+
+
+def _kernel(route: str, x: Tensor, *rest: Any) -> Result:
+    if route == "triton":
+        from spikedeploy.nn.scan_triton import triton_scan
+
+        return triton_scan(x, *rest[:-1])
     if not scan_native.admits(x):
         found = native.why_not() or f"an input on {x.device}"
         raise BadInput(
             message("leaky neuron, method 'native'", found, "the compiled core and a CPU tensor are needed", 'Use method "auto".')
         )
-    if isinstance(neuron.surrogate, Surrogate) or not neuron.spikes:
-        return scan_native.native_leaky(x, decay, threshold, graded, initial, neuron, out)
-    silent = replace(neuron, spikes=False, surrogate=Surrogate())
-    _, mem, final = scan_native.native_leaky(x, decay, None, None, initial, silent, None)
-    return _spikes(mem, threshold, graded, neuron), mem, final
+    return scan_native.native_leaky(x, *rest)
 
 
 def _linear(
