@@ -46,16 +46,16 @@ def membrane_wire(step: S.Step) -> str:
 
 def bound(program: Program, x: Real, doubt: Doubt = Doubt()) -> Bounds:  # noqa: B008  (frozen)
     """Run `x (T, B, *input_shape)` through the reference in float64, with the error that `doubt` allows a float32 party."""
-    keep = {output.wire for output in program.outputs} | {membrane_wire(step) for step in program.spiking}
+    keep = {output.wire for output in program.outputs} | {membrane_wire(step) for step in program.spiking if isinstance(step, S.LIF)}
     trail = _Trail(program, x, doubt, keep)
     for time in range(len(x)):
         trail.advance(time, x[time])
     wires = {name: Bounded(*map(np.stack, zip(*trail.wires[name], strict=True))) for name in trail.wires}
-    decisions = {name: Bounded(*map(np.stack, zip(*trail.decisions[name], strict=True))) for name in trail.decisions}
+    decisions = {name: _widened(Bounded(*map(np.stack, zip(*trail.decisions[name], strict=True)))) for name in trail.decisions}
     return Bounds(
         spikes={name: np.stack(values) for name, values in trail.spikes.items()},
-        decisions={name: _widened(value) for name, value in decisions.items()},
-        membranes={step.name: _widened(wires[membrane_wire(step)]) for step in program.spiking},
+        decisions=decisions,
+        membranes={s.name: _widened(wires[membrane_wire(s)]) if isinstance(s, S.LIF) else decisions[s.name] for s in program.spiking},
         outputs={output.name: _widened(REDUCED[output.reduce](wires[output.wire])) for output in program.outputs},
     )
 
