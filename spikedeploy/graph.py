@@ -51,6 +51,17 @@ class Graph:
         return [node for node in self.nodes if any(ref.node == name for ref in refs((node.args, node.kwargs)))]
 
 
+def needed(graph: Graph) -> Graph:
+    """The graph without the calls whose values nobody uses."""
+    alive: set[str] = set()
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.op in ("input", "output") or node.name in alive:
+            alive |= {ref.node for ref in refs((node.args, node.kwargs))}
+            kept.append(node)
+    return Graph(tuple(reversed(kept)), {path: needed(step) for path, step in graph.steps.items()})
+
+
 def refs(value: Any) -> Iterator[Ref]:
     """Every reference inside a nested argument."""
     if isinstance(value, Ref):

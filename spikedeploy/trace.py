@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spikedeploy.errors import ModelRefused, message
-from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced
+from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced, needed
 from spikedeploy.loops import BATCH, Size, is_unrolled, refuse, roll, with_batch_size
 from spikedeploy.nn.overtime import OverTime, forget
 from spikedeploy.tracer import Tracer
@@ -60,7 +60,9 @@ def trace(model: nn.Module, example: Tensor | None = None) -> Traces:
     graph, layers, tensors = _first_that_works(model, example)
     if is_unrolled(graph, layers):
         graph = roll(graph, layers, tensors)
-    used = {node.target for g in (graph, *graph.steps.values()) for node in g.nodes if node.op == "tensor"}
+    graph = needed(graph)
+    used = {node.target for g in (graph, *graph.steps.values()) for node in g.nodes if node.op in ("module", "tensor")}
+    layers = {path: layer for path, layer in layers.items() if path in used}
     return _with_steps(graph, layers, {path: value for path, value in tensors.items() if path in used})
 
 

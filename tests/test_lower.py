@@ -340,6 +340,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "functional images": (Net(images, layer=nn.Conv2d(2, 3, 3)), IMAGE),
     "functional norm": (Net(lambda m, x: F.layer_norm(x, (6,), m.n.weight, eps=1e-3), n=stats(nn.LayerNorm(6))), VECTOR),
     "kept and squeezed": (Net(lambda m, x: (x + 1).mean(0, keepdim=True).squeeze(0)), VECTOR),
+    "unused": (Net(lambda m, x: (x.argmax(), m.dead(x), m.fc(x))[2], fc=nn.Linear(6, 6), dead=nn.LSTM(6, 6)), VECTOR),
     "shared layer": (Net(lambda m, x: m.fc(torch.tanh(m.fc(x))), fc=nn.Linear(6, 6)), VECTOR),
 }  # fmt: skip
 
