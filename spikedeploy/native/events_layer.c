@@ -146,20 +146,25 @@ SD_INLINE void neurons(const sd_event_op *op, const int nv, const int mode, cons
         if (!op->current) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(out->dense + row * out->stride + column + 16 * v) = x[v];
         return;
     }
-    for (int v = 0; v < nv; v++) {
+    m16 fired[8];
+    UNROLL for (int v = 0; v < nv; v++) {
         int64_t at = column + 16 * v;
         v16 zero = {};
         v16 d = op->decay ? *(const v16 *)(op->decay + at) : zero, theta = op->theta ? *(const v16 *)(op->theta + at) : zero;
         v16 reset = mode == NEURON_VALUE ? *(const v16 *)(op->reset + at) : zero;
         m16 above = {};
-        m16 fired = sd_neuron(mode, strict, x[v], u ? &u[v] : &zero, d, theta, reset, &above);
-        any |= above;
+        fired[v] = sd_neuron(mode, strict, x[v], u ? &u[v] : &zero, d, theta, reset, &above);
+        any |= above | fired[v];
         if (op->mem) *(v16 *)(op->mem->dense + row * op->mem->stride + at) = u[v];
-        if (mode == NEURON_LEAK) continue;
-        if (out->bits) sd_set_bits(out->bits + row * out->words, at, sd_mask(fired));
-        if (out->dense) *(v16 *)(out->dense + row * out->stride + at) = *(const v16 *)(op->amplitude + at) * sd_select(fired, sd_splat(1.0f), zero);
+        if (mode != NEURON_LEAK && out->dense)
+            *(v16 *)(out->dense + row * out->stride + at) = *(const v16 *)(op->amplitude + at) * sd_select(fired[v], sd_splat(1.0f), zero);
     }
-    if (loud) *loud = sd_mask(any != 0) != 0;
+    const uint32_t some = sd_mask(any);
+    if (loud) *loud = some != 0;
+    if (mode == NEURON_LEAK || !out->bits) return;
+    u16a *bits = (u16a *)(out->bits + row * out->words) + column / 16;
+    if (!some) memset(bits, 0, 2 * nv);
+    else UNROLL for (int v = 0; v < nv; v++) bits[v] = (uint16_t)sd_mask(fired[v]);
 }
 
 SD_INLINE void panel(const sd_event_op *op, const int nv, int64_t column, int64_t number, int64_t steps, int64_t batch) {
