@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -50,8 +51,10 @@ def digest_of(path: str | os.PathLike[str]) -> str:
 def _open_model(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     from spikedeploy.checkpoint import load_model
 
-    model = load_model(path, model=options.get("model"))
-    return {"model": model}
+    factory = options.get("model")
+    if factory and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the caller's own module, where the caller stands
+    return {"model": load_model(path, model=factory)}
 
 
 def _open_nir(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:

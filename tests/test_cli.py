@@ -160,6 +160,21 @@ def test_help_starts_fast_and_without_torch() -> None:
     assert min(times) < 0.2  # seconds of the processor: the wall clock of a busy machine says something else
 
 
+def test_files_without_an_example_tell_their_width_by_their_first_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(zoo.__file__).parent))
+    Path("made_here.py").write_text("import zoo\ndef make():\n    return zoo.MODELS['plain']()[0]\n")
+    torch.save(zoo.MODELS["plain"]()[0].state_dict(), "state.pt")
+    torch.save(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "whole.pt")
+    assert Call(capsys, "export", "state.pt", "--target", "nir", "--model", "made_here:make").code == 0
+    assert Call(capsys, "verify", "state.pt", "state.nir", "--model", "made_here:make").code == 0
+    assert Call(capsys, "export", "whole.pt", "--target", "onnx").code == 0
+    torch.save(nn.Sequential(nn.Conv2d(2, 3, 3)), "image.pt")
+    check_refused(Call(capsys, "inspect", "image.pt"), 2, "Give one with --input")
+
+
 # --- what cannot be done ---------------------------------------------------------------------------------------
 
 

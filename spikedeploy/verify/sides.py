@@ -82,21 +82,34 @@ def _converted(model: Any, example: Any, chosen: Mapping[str, Any], made_from: s
 
 
 def example_of(model: Any, x: Real | None) -> Any:
-    """None for a model that remembers its own example; else the given input as a tensor."""
+    """None for a model that remembers its own example; else the given input as a tensor, or zeros as wide as the first layer is."""
     import torch
 
     if getattr(model, "example", None):
         return None
-    if x is None:
-        raise BadInput(
-            message(
-                "model",
-                "it was saved without an example input",
-                "one is needed to know its shapes",
-                "Give one with --input, or save it with one.",
-            )
-        )
-    return torch.from_numpy(np.array(x, np.int64 if x.dtype.kind in "iu" else np.float32))
+    if x is not None:
+        return torch.from_numpy(np.array(x, np.int64 if x.dtype.kind in "iu" else np.float32))
+    for module in model.modules():
+        for name, make in FIRST.items():
+            if isinstance(size := getattr(module, name, None), int):
+                return make(size)
+    raise BadInput(message("model", "it was saved without an example input", "one is needed to know its shapes", "Give one with --input."))
+
+
+def _signal(width: int) -> Any:
+    import torch
+
+    return torch.zeros(3, 2, width)
+
+
+def _tokens(rows: int) -> Any:
+    import torch
+
+    return torch.zeros(3, 2, dtype=torch.int64)
+
+
+FIRST: Mapping[str, Callable[[int], Any]] = {"in_features": _signal, "in_dim": _signal, "num_embeddings": _tokens}
+"""What a layer calls its input's width, and an example of that width `(T, B, ...)`. A convolution does not know its image."""
 
 
 def opened_artifact(artifact: Any, options: Mapping[str, Any]) -> tuple[Any, str | None]:
