@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput
-from spikedeploy.nn import AssociativeLeaky
+from spikedeploy.nn import AssociativeLeaky, memory_native
 from spikedeploy.nn.surrogate import KINDS, Surrogate
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
@@ -164,6 +164,21 @@ def test_long_gradients_are_those_of_the_float64_loop(method: str) -> None:
         close(value, expected[name], 1e-5, name)
 
 
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("alpha", [1e-6, 0.9999])
+def test_float32_keeps_the_gradients_of_float64_over_65536_steps(alpha: float) -> None:
+    """The float64 form is the one held against the loop above; here only the length is new."""
+    torch.manual_seed(0)
+    v, k, z = torch.randn(65_536, 1, 3), torch.randn(65_536, 1, 2), math.log(alpha / (1 - alpha)) + torch.randn(65_536, 1, 2)
+    q, start, found = torch.randn(65_536, 1, 6), torch.randn(1, 3, 2), []
+    for dtype in (torch.float32, torch.float64):
+        given = [x.to(kind, copy=True).requires_grad_() for x, kind in ((v, dtype), (k, dtype), (z, torch.float64), (q, dtype))]
+        y, last = memory_native.spikes((given[0], given[1], given[2]), given[3], torch.tensor(1.0), start.double(), Surrogate())
+        found.append([last.detach(), *torch.autograd.grad(y, given, torch.cos(torch.arange(y.numel(), dtype=dtype)).reshape(y.shape))])
+    for narrow, wide in zip(*found, strict=True):
+        close(narrow, wide, 1e-5)
+
+
 @every_method
 @pytest.mark.parametrize("use_q", [True, False])
 def test_gradcheck(method: str, use_q: bool) -> None:
@@ -261,8 +276,6 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            from spikedeploy.nn import memory_native
-
             y, last = memory_native.spikes(inputs, q, layer.threshold, start, Surrogate())
             runs.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), [*inputs, q])])
     finally:
