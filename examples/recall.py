@@ -194,7 +194,8 @@ def main() -> None:
         from spikedeploy import convert
         from spikedeploy.exporters import onnx_cell
 
-        options.onnx.write_bytes(onnx_cell.export(convert(model, input_shape=(WIDTH,))))
+        example = episode(2, 2, 2, torch.Generator().manual_seed(0)).x
+        onnx_cell.write(convert(model.eval(), example), options.onnx)
 
 
 if __name__ == "__main__":
