@@ -115,23 +115,31 @@ def stream_rows(job: tuple[str, str, int], work: Path, items: int) -> list[Row]:
     return rows
 
 
-def deployed_rows(job: tuple[str, str, int], work: Path, samples: int) -> list[Row]:
-    """The exported cell in ONNX Runtime, step by step, on what the parallel form was scored on."""
+def deployed(model: nn.Module, batch: recall.Batch) -> tuple[str, tuple[float, float]]:
+    """The exported cell in ONNX Runtime, step by step, on what the parallel form was scored on: how many answers differ, and the score."""
     from spikedeploy import convert
     from spikedeploy.exporters import onnx_cell
     from spikedeploy.runtime.onnx_runner import OnnxRunner
 
+    cell = onnx_cell.export(convert(model, batch.x[:3, :2]))
+    output = next(iter(OnnxRunner(cell, batch=batch.x.shape[1]).run(batch.x.numpy()).outputs.values()))
+    logits = torch.from_numpy(np.asarray(output))[batch.asked]
+    with torch.no_grad():
+        differ = int(((logits > 0) != (model(batch.x)[batch.asked] > 0)).sum())
+    return f"ONNX Runtime cell ({differ} answer bits differ)", recall.score(logits, batch)
+
+
+def deployed_rows(job: tuple[str, str, int], work: Path, limits: dict[str, int]) -> list[Row]:
+    """The best model of the episodes, and the first of the streams over the longest stream."""
     model, rows = trained(job, work), []
-    probe = recall.episode(2, 2, 2, torch.Generator().manual_seed(0)).x
-    cell = onnx_cell.export(convert(model, probe))
     for n in PAIRS[:5]:
-        batch = recall.episode(samples, n, 12, torch.Generator().manual_seed(n * 100 + 12))
-        output = next(iter(OnnxRunner(cell, batch=samples).run(batch.x.numpy()).outputs.values()))
-        logits = torch.from_numpy(np.asarray(output))[batch.asked]
-        with torch.no_grad():
-            differ = int(((logits > 0) != (model(batch.x)[batch.asked] > 0)).sum())
-        rows.append(row(job, f"ONNX Runtime cell ({differ} answer bits differ)", n, 12, len(batch.x), recall.score(logits, batch), work))
-    return rows
+        batch = recall.episode(limits["samples"], n, 12, torch.Generator().manual_seed(n * 100 + 12))
+        name, score = deployed(model, batch)
+        rows.append(row(job, name, n, 12, len(batch.x), score, work))
+    job, episodes = ("stream", "ours", SEEDS[0]), EPISODES[-1]
+    batch = recall.stream(max(1, limits["items"] // episodes), episodes, torch.Generator().manual_seed(episodes))
+    name, score = deployed(trained(job, work), batch)
+    return [*rows, row(job, name, 4, 4, len(batch.x), score, work)]
 
 
 def best(rows: list[Row], model: str) -> int:
@@ -156,7 +164,7 @@ def collect(work: Path, limits: dict[str, int]) -> list[Row]:
             rows += stream_rows(job, work, limits["items"])
         else:
             rows += episode_rows(job, work, limits["samples"])
-    return rows + deployed_rows(("episodes", "ours", best(rows, "ours")), work, limits["samples"])
+    return rows + deployed_rows(("episodes", "ours", best(rows, "ours")), work, limits)
 
 
 def machine() -> str:
@@ -215,15 +223,24 @@ def page(rows: list[Row], limits: dict[str, int]) -> str:
             ["forward", *(f"N={n}" for n in PAIRS[:5])],
             [
                 ["parallel", *(f"{r['bits']:.4f}" for r in _beside(rows))],
-                ["cell", *(f"{r['bits']:.4f} ({r['forward'].split('(')[1]}" for r in rows if "cell" in r["forward"])],
+                ["cell", *(f"{r['bits']:.4f} ({r['forward'].split('(')[1]}" for r in rows if _is_cell(r, "episodes"))],
             ],
+        ),
+        *(
+            f"The stream, seed {r['seed']}, {r['T']} steps: {r['forward']}, {r['items']:.3f} of whole items.\n"
+            for r in rows
+            if _is_cell(r, "stream")
         ),
     ]
     return "\n".join(parts)
 
 
+def _is_cell(r: Row, task: str) -> bool:
+    return r["task"] == task and "cell" in r["forward"]
+
+
 def _beside(rows: list[Row]) -> list[Row]:
-    seed = next(r["seed"] for r in rows if "cell" in r["forward"])
+    seed = next(r["seed"] for r in rows if _is_cell(r, "episodes"))
     wanted = ("episodes", "ours", seed, "parallel", 12)
     return [r for r in rows if (r["task"], r["model"], r["seed"], r["forward"], r["delay"]) == wanted and r["N"] <= 6]
 
