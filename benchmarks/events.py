@@ -310,7 +310,7 @@ def machine() -> str:
         platform.machine(),
     )
     versions = f"numpy {np.__version__}, onnxruntime {ort.__version__}, torch {torch.__version__}"
-    return f"{model}, family/model as reported, {os.cpu_count()} cores, one thread; Python {platform.python_version()}, {versions}"
+    return f"{model}, {os.cpu_count()} cores, one thread; Python {platform.python_version()}, {versions}"
 
 
 def write(path: Path, rows: list[Row]) -> None:

@@ -29,6 +29,7 @@ from spikedeploy.runtime.events_state import Plain, Slot
 from spikedeploy.runtime.reference import Real, State, zeros
 
 CHUNK_BYTES = 1 << 20
+LIST_BYTES = 1 << 19
 MOST_STEPS = 256
 C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void", "taps": "int32_t"}
 
@@ -100,7 +101,7 @@ class Machine:
             array[...] = copy
 
     def chunk(self, kept: Collection[str]) -> int:
-        """Steps per block: as many as keep the numbers of all wires in about 1 MB."""
+        """Steps per block: all wires' numbers in about 1 MB, the longest list of events, half full, in half of that."""
         key = frozenset(kept)
         if key not in self.chunks:
             self.chunks[key] = self._chunk(kept)
@@ -110,7 +111,8 @@ class Machine:
         wanted = needs(self.program, self.plan, kept)
         wires = [root for root, need in wanted.items() if root != INPUT and (need.dense or need.events or root not in self.inner)]
         step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in wires)
-        return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1)))
+        listed = max((2 * self.batch * prod(self.program.wires[root]) for root, need in wanted.items() if need.events), default=1)
+        return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1), LIST_BYTES // listed))
 
     def tape(self, steps: int, kept: Collection[str]) -> Tape:
         """The tape for these wires, made once; the one before it is settled first."""

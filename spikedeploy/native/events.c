@@ -88,12 +88,12 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
 }
 
 /* Hands the numbers of a block over to the caller, in time order. */
-static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
+SD_CLONES static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
     const sd_wire *w = kept->wire;
     const int64_t size = w->size;
     for (int64_t row = 0; row < steps * batch; row++) {
         const float *y = w->dense + row * w->stride;
-        float *into = kept->into + (kept->reduce ? row % batch : first * batch + row) * size;
+        float *restrict into = kept->into + (kept->reduce ? row % batch : first * batch + row) * size;
         int fresh = first == 0 && row < batch;
         if (kept->reduce == 1 && !fresh) for (int64_t i = 0; i < size; i++) into[i] = into[i] + y[i];
         else if (kept->reduce == 1) for (int64_t i = 0; i < size; i++) into[i] = 0.0f + y[i];

@@ -14,6 +14,7 @@ typedef uint32_t w8 __attribute__((vector_size(32), may_alias));
 
 /* Rows ahead of the sum that are asked for where the weights do not fit the second-level cache. */
 #define AHEAD 8
+#define FIRST_ROWS 24 /* of a block; after them the panel is near */
 
 SD_INLINE void sum_ones(const int nv, const int far, v16 *acc, const float *weight, const uint32_t *index, int64_t count) {
     v16 a[8];
@@ -118,7 +119,7 @@ SD_INLINE void current(const sd_event_op *op, const int nv, v16 *acc, int64_t co
         return;
     }
     UNROLL for (int v = 0; v < nv; v++) acc[v] = bias[v];
-    if (ones && (op->flags & FLAG_FAR)) sum_ones(nv, 1, acc, op->weight + panel, index, count);
+    if (ones && (op->flags & FLAG_FAR) && row < FIRST_ROWS) sum_ones(nv, 1, acc, op->weight + panel, index, count);
     else if (ones) sum_ones(nv, 0, acc, op->weight + panel, index, count);
     else sum_values(nv, acc, op->weight + panel, index, in->value ? in->value + begin : NULL, in->amplitude, count);
 }
