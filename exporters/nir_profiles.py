@@ -138,6 +138,14 @@ _ROWS = (
         input_range=4.0,
     ),
     Profile(
+        "lava",
+        "CubaLIF: du = dt/tau_syn = 1-d and dv = dt/tau_mem = 1, for importers into lava's LIF process",
+        1e-4,
+        nodes=MAPS | {"CubaLIF", "SumPool2d"},
+        fan_in="relay",
+        one_threshold=True,
+    ),
+    Profile(
         "lif",
         "Affine -> LIF with the same decay: a DIFFERENT model, whose neurons reset when they fire",
         1e-4,

@@ -110,7 +110,11 @@ class ProgramParty:
         run = self._run(x, record, None if forced is None else self._forced(x, forced))
         return Observation(
             fired={name: place.cut(run.wires[place.own.name]) != 0 for name, place in places.items()},
-            membranes={name: self._membrane(place, run.wires[membrane_wire(place.own)]) for name, place in places.items()},
+            membranes={
+                name: self._membrane(place, run.wires[membrane_wire(place.own)])
+                for name, place in places.items()
+                if remembers(self.program, place.own) or not remembers(self.source, place.source)
+            },
             outputs={self.output_names.get(name, name): value for name, value in run.outputs.items()},
         )
 
@@ -134,6 +138,23 @@ class ProgramParty:
             else:
                 ready[place.own.name] = spikes * place.own.amplitude
         return ready
+
+
+def remembers(program: Program, neuron: S.Threshold | S.LIF) -> bool:
+    """Whether anything is kept from step to step between this neuron's decision and the spikes before it. A relay that passes on what
+    other nodes decided keeps nothing: some targets take one decay per node, and a layer's membrane is then spread over several."""
+    if neuron.name in program.states:
+        return True
+    ahead, seen = [neuron.inputs[0]], set[str]()
+    while ahead:
+        step = program.writer(wire := ahead.pop())
+        if step is None or wire in seen or isinstance(step, S.Threshold | S.LIF):
+            continue
+        if step.name in program.states:
+            return True
+        seen.add(wire)
+        ahead += step.inputs
+    return False
 
 
 def in_units_of(source: Real, own: Real, membrane: Real) -> Real:

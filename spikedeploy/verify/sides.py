@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,9 +148,22 @@ def _program_parties(sides: Sides, program: Program, name: str) -> tuple[Sequenc
     if program.input_shape != sides.program.input_shape:
         text = f"the artifact takes inputs of shape {program.input_shape}, the model {sides.program.input_shape}"
         raise BadInput(message("artifact", text, "they must be equal", "Is it another model's?"))
+    program, unsaid = _read_out(sides.program, program)
     party = ProgramParty(f"{name} (float32)", program, sides.program)
     renamed, findings = _renamed(sides.program, party)
-    return (renamed,), (*findings, *_origin(sides.program, program), *tie_findings(renamed))
+    return (renamed,), (*findings, *unsaid, *_origin(sides.program, program), *tie_findings(renamed))
+
+
+def _read_out(source: Program, program: Program) -> tuple[Program, tuple[Finding, ...]]:
+    """A file that does not come from here cannot say how its output is reduced over time (NIR has no word for it); the model's way is
+    then taken, and that is said."""
+    wanted = [output.reduce for output in source.outputs]
+    ours = any(note.startswith(MADE_FROM) for note in program.notes)
+    if ours or len(wanted) != len(program.outputs) or {output.reduce for output in program.outputs} != {"none"} or set(wanted) == {"none"}:
+        return program, ()
+    outputs = tuple(replace(output, reduce=reduce) for output, reduce in zip(program.outputs, wanted, strict=True))
+    said = Finding("note", f"the artifact does not say how to read it out; the model's way is taken: {', '.join(wanted)} over time")
+    return replace(program, outputs=outputs), (said,)
 
 
 def _origin(source: Program, program: Program) -> Iterator[Finding]:
