@@ -6,7 +6,7 @@ rounding bound.
 Each spiking layer is judged on the reference's inputs to that layer: the engine runs the linear maps and neurons between two spiking
 layers, fed with the spikes of
 the float64 reference, and its decisions are compared wherever the reference is farther from the threshold than its bound E
-(docs/verification.md).
+(docs/verify.md).
 """
 
 from __future__ import annotations
