@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "clones.inc"
 #include "gen1.h"
@@ -37,6 +40,17 @@ INLINE unsigned flush_denormals(void) { return 0; }
 INLINE unsigned keep_denormals(void) { return 0; }
 INLINE void restore_denormals(unsigned before) { (void)before; }
 #endif
+
+/* Asks for huge pages under a large result before it is touched: one page fault per 2 MB instead of 512, and fewer address look-ups after. */
+static void want_huge_pages(uintptr_t at, const sd_leaky *job) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    uintptr_t page = 1 << 21, bytes = (uintptr_t)(job->steps * job->lanes) * (job->wide_io ? 8 : 4);
+    uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
+    if (at && last > first) madvise((void *)first, last - first, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
+#else
+    (void)at, (void)job;
+#endif
+}
 
 /* Asks for cache lines that are about to be written whole: without it a stream of stores waits for each of them. */
 INLINE void will_write(const void *at, int64_t bytes) {
@@ -148,6 +162,8 @@ typedef void backward_block(const sd_leaky *job, const sd_partials *sums, int64_
 
 int sd_leaky_forward(const sd_leaky *job) {
     forward_block *run = job->wide_io ? forward_double_double : job->wide_state ? forward_float_double : forward_float_float;
+    want_huge_pages(job->mem, job);
+    want_huge_pages(job->spk, job);
     int64_t width = block_lanes(job, BLOCK), blocks = (job->lanes + width - 1) / width;
 #pragma omp parallel for schedule(static) num_threads(threads(job, blocks)) if (threads(job, blocks) > 1)
     for (int64_t b = 0; b < blocks; b++) {
@@ -160,6 +176,7 @@ int sd_leaky_forward(const sd_leaky *job) {
 
 int sd_leaky_backward(const sd_leaky *job) {
     backward_block *run = job->wide_io ? backward_double_double : job->wide_state ? backward_float_double : backward_float_float;
+    want_huge_pages(job->grad_x, job);
     int64_t most = job->steps * job->lanes > STREAMED ? BLOCK : BLOCK / 2; /* long rows for memory, a small state for the cache */
     int64_t width = block_lanes(job, most), blocks = (job->lanes + width - 1) / width;
     int wanted = !!job->grad_decay + !!job->grad_threshold + !!job->grad_graded;
