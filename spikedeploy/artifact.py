@@ -60,7 +60,7 @@ def _open_model(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 def _open_nir(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     from spikedeploy.readers.nir import read
 
-    return {"program": read(path, dt=options.get("dt"))}
+    return {"program": read(path, dt=options.get("dt"), discretisation=options.get("discretisation"))}
 
 
 def _open_onnx(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files whose layers are arranged differently, or that say nothing of themselves: judged on what they do carry."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nir
 import nirnets as nets
 import pytest
 
+from spikedeploy.cli import outcome
 from spikedeploy.exporters.nir import write
 from spikedeploy.program import Output
 from spikedeploy.verify import verify
@@ -32,3 +34,17 @@ def test_a_file_without_a_readout_is_read_out_as_the_model_is(tmp_path: Path, re
     certificate = verify(program, tmp_path / "stripped.nir", options={"dt": 1e-4})
     assert certificate.passed
     assert any(f"does not say how to read it out; the model's way is taken: {reduce} over time" in f.text for f in certificate.findings)
+
+
+def test_the_command_line_says_how_to_cut_time_where_the_file_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = nets.dense((5, 7, 3), (0.9, 0.8))
+    graph = nir.read(write(program, tmp_path / "ours.nir", profile="spec", discretisation="exact"))
+    graph.metadata = {}
+    nir.write(tmp_path / "stripped.nir", graph)
+    decays = {}
+    for how in ("euler", "exact"):
+        assert outcome(["inspect", str(tmp_path / "stripped.nir"), "--discretisation", how, "--dt", "1e-4", "--json"]) == 0
+        layers = json.loads(capsys.readouterr().out)["layers"]
+        decays[how] = next(layer["decay"] for layer in layers if "decay" in layer)
+    assert decays["exact"] == pytest.approx([0.9])
+    assert decays["euler"] != pytest.approx([0.9])

@@ -39,6 +39,15 @@ conversion = options(
         help="Of kernel_truncation_steps: exactly by a delay line (default), or dropped.",
     ),
 )
+reading = options(
+    click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own."),
+    click.option(
+        "--discretisation",
+        type=click.Choice(["euler", "exact"]),
+        help="How a .nir file's time constants are cut into steps, if it does not say.",
+    ),
+)
+"""How to take a .nir file that says nothing of its time steps."""
 randomness = options(
     click.option("--steps", type=int, default=64, show_default=True, help="Time steps of the random input."),
     click.option("--batch", type=int, default=8, show_default=True, help="Batch size of the random input."),

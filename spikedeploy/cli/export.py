@@ -49,7 +49,10 @@ TARGETS: Mapping[str, Target] = {
 @click.argument("model_file", metavar="MODEL")
 @click.option("--target", type=click.Choice(list(TARGETS)), required=True, help="Kind of file to write.")
 @click.option("-o", "--output", metavar="FILE", help="Where to; the model's name with the target's suffix by default.")
-@click.option("--profile", help="NIR: who will read it (generic, spec, norse, snntorch, spyx, spikingjelly, sinabs, rockpool, lava, lif); generic by default.")
+@click.option(
+    "--profile",
+    help="NIR: who will read it (generic, spec, norse, snntorch, spyx, spikingjelly, sinabs, rockpool, lava, lif); generic by default.",
+)
 @click.option("--dt", type=float, help="NIR: the time step that the reader will use; the profile has one.")
 @click.option("--discretisation", type=click.Choice(["euler", "exact"]), help="NIR, profile spec: decay 1 - dt/tau or exp(-dt/tau).")
 @click.option("--opset", type=int, help="ONNX: 13 to 21; 17 by default.")

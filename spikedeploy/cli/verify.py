@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, randomness, show_rich, single_thread, working
+from spikedeploy.cli.common import as_json, chosen, conversion, randomness, reading, show_rich, single_thread, working
 
 
 @click.command(
@@ -18,7 +18,7 @@ from spikedeploy.cli.common import as_json, chosen, conversion, randomness, show
 @click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) as .npy or .npz; random input by default.")
 @randomness
 @conversion
-@click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own.")
+@reading
 @as_json
 def command(model_file: str, artifact: str | None, input_file: str | None, as_json: bool, **given: Any) -> int:
     """Hold MODEL (.pt, or a .nir) against ARTIFACT (.nir or .onnx), or against its own iterative form alone.
