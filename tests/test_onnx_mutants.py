@@ -80,9 +80,14 @@ def forgotten_bias(graph: onnx.GraphProto) -> None:
     del node(graph, "mem1.k").input[2]
 
 
-def nudged_threshold(graph: onnx.GraphProto) -> None:
+def nudged_threshold(graph: onnx.GraphProto, theta: float = 1.05) -> None:
     tensor = next(item for item in graph.initializer if item.name == "mem1.spk.threshold")
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(1.05, np.float32), tensor.name))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(theta, np.float32), tensor.name))
+
+
+def threshold_off_by_a_bit(graph: onnx.GraphProto) -> None:
+    """No decision of a random input lies between 1 and the next number: only the probe of the neighbours sees it."""
+    nudged_threshold(graph, float(np.nextafter(np.float32(1), np.float32(2))))
 
 
 def lost_state(graph: onnx.GraphProto) -> None:
@@ -100,6 +105,7 @@ FAULTS: dict[str, Fault] = {
     ">= in place of >": also_equal,
     "a bias forgotten": forgotten_bias,
     "another threshold": nudged_threshold,
+    "a threshold off by one bit": threshold_off_by_a_bit,
     "the state not read": lost_state,
 }
 

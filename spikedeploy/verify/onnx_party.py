@@ -13,7 +13,7 @@ from spikedeploy.runtime.reference import REDUCE
 from spikedeploy.verify.bounds import membrane_wire
 from spikedeploy.verify.certificate import Finding
 from spikedeploy.verify.parties import Observation, Real
-from spikedeploy.verify.probes import fires_on_tie
+from spikedeploy.verify.probes import fires_near, near
 from spikedeploy.verify.rules import Doubt
 
 FLOOR = 2.0**-103
@@ -71,18 +71,34 @@ def _tie(runner: Any, source: Program, step: S.Step) -> Iterator[Finding]:
     info = next((s for s in runner.info.spikes if s.layer == step.name), None)
     if info is None or not isinstance(step, S.Threshold | S.LIF):
         return
-    here, there = _fires_on_tie(runner, info, np.broadcast_to(step.threshold, info.shape)), fires_on_tie(source, step)
-    if here is not None and here.shape == there.shape and (here != there).any():
-        yield Finding(
-            "fail",
-            f"layer '{step.name}' of the artifact: {int((here != there).sum())} of {here.size} neurons decide an exact tie otherwise "
-            f"(the model fires on {'>' if step.strict else '>='})",
-            {"layer": step.name, "neurons": int((here != there).sum())},
-        )
+    for side, name in SIDES.items():
+        there = fires_near(source, step, side)
+        here = _fires_on(runner, info, near(step.threshold, info.shape, side))
+        if here is not None and here.shape == there.shape and (here != there).any():
+            count = int((here != there).sum())
+            yield Finding(
+                "fail",
+                f"layer '{step.name}' of the artifact: {count} of {here.size} neurons decide {name} otherwise "
+                f"(the model fires on {'>' if step.strict else '>='} {_thresholds(step)})",
+                {"layer": step.name, "neurons": count, "side": side},
+            )
 
 
-def _fires_on_tie(runner: Any, info: Any, threshold: Real) -> Real | None:
-    """Which neurons fire when the value that the graph compares with its threshold is the threshold."""
+SIDES: Mapping[int, str] = {
+    -1: "on the number next below their threshold",
+    0: "an exact tie",
+    1: "on the number next above their threshold",
+}
+"""Where a neuron is tried, and how that is called."""
+
+
+def _thresholds(step: S.Threshold | S.LIF) -> str:
+    low, high = float(step.threshold.min()), float(step.threshold.max())
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+
+
+def _fires_on(runner: Any, info: Any, decided: Real) -> Real | None:
+    """Which neurons fire when the graph compares `decided (*shape)` with its threshold."""
     import onnx
 
     from spikedeploy.runtime.onnx_probe import Probe
@@ -90,7 +106,7 @@ def _fires_on_tie(runner: Any, info: Any, threshold: Real) -> Real | None:
     changed = onnx.ModelProto()
     changed.CopyFrom(runner.model)
     batch = runner.info.batch or 1
-    value = np.broadcast_to(np.asarray(threshold, np.float32), (batch, *info.shape))
+    value = np.broadcast_to(decided, (batch, *info.shape))
     name = f"tie.{info.layer}"
     changed.graph.node.insert(0, onnx.helper.make_node("Identity", [f"{name}.value"], [name], name=name))
     changed.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), f"{name}.value"))

@@ -1,8 +1,8 @@
 """Exact ties: the one input on which `>` and `>=` differ is not met by chance, so it is made.
 
 The wire in front of each threshold is forced to the threshold itself, in float32, and the answer compared. A neuron with reset gets its
-threshold as
-its first input, from a state of zero.
+threshold as its first input, from a state of zero. Where the artifact holds the model's own thresholds, its two float32 neighbours are
+tried as well: they tell a threshold that is off by a little, which chance need not.
 """
 
 from __future__ import annotations
@@ -36,8 +36,18 @@ def tie_findings(party: ProgramParty) -> Iterator[Finding]:
 
 def fires_on_tie(program: Program, step: S.Threshold | S.LIF) -> Real:
     """Which neurons `(*shape)` of the layer fire when what is compared equals the threshold exactly."""
-    shape = program.wires[step.inputs[0]]
-    tie = np.broadcast_to(np.asarray(step.threshold, np.float32), shape)
-    result = reference.STEP[type(step)](reference.cast(step, np.float32), tie[None], {"u": np.zeros((1, *shape), np.float32)})
+    return fires_near(program, step, 0)
+
+
+def fires_near(program: Program, step: S.Threshold | S.LIF, side: int) -> Real:
+    """Which neurons `(*shape)` fire on the threshold (side 0), or on the float32 number next below (-1) or above (1) it."""
+    value = near(step.threshold, program.wires[step.inputs[0]], side)
+    result = reference.STEP[type(step)](reference.cast(step, np.float32), value[None], {"u": np.zeros((1, *value.shape), np.float32)})
     spikes = result[0] if isinstance(result, tuple) else result
     return np.asarray(spikes[0] != 0)
+
+
+def near(threshold: Real, shape: tuple[int, ...], side: int) -> Real:
+    """The threshold of every neuron in float32, or its neighbour on one side."""
+    tie = np.broadcast_to(np.asarray(threshold, np.float32), shape)
+    return np.nextafter(tie, np.float32(np.inf * side)) if side else tie
