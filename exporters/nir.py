@@ -125,11 +125,15 @@ def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
         return program, {}
 
 
+_MEMORIES = (S.MatrixMemory, S.DeltaMemory, S.DiagonalSSM)
+
+
 def _supported(program: Program, profile: Profile) -> None:
     """Refuses what no node can say, before anything else is looked at."""
     if program.input_kind != "float":
         raise ModelRefused(message("model", "its input is token numbers", "NIR carries signals", "Use --target onnx."))
-    for index, step in enumerate(program.steps):
+    # a memory first: it is what the layer is, and its sigmoids and norms are parts of it
+    for index, step in sorted(enumerate(program.steps), key=lambda item: not isinstance(item[1], _MEMORIES)):
         kind, where = type(step), program.where(index)
         if kind not in STEPS:
             said = f"NIR has no node for {WORDS.get(kind, kind.__name__)}"

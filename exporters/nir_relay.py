@@ -159,7 +159,9 @@ def _fits(program: Program, where: str, cells: int) -> None:
 def _output(program: Program) -> str:
     wires = [output.wire for output in program.outputs if not _membrane(program, output)]
     if len(set(wires)) != 1:
-        raise ModelRefused(message("model", f"outputs {[o.name for o in program.outputs]} beside a skip connection", "one result", _OTHER))
+        names = ", ".join(f"'{output.name}'" for output in program.outputs)
+        said = f"its results ({names}) are {len(set(wires))} different spike wires beside membranes"
+        raise ModelRefused(message("model", said, "one result of spikes, for readers with one output and no adding", "Use --profile spec."))
     return wires[0]
 
 
@@ -257,7 +259,8 @@ def _free(stage: Stage, decay: Array, theta: Array) -> list[Step]:
 def _reset(stage: Stage, decay: Array, theta: Array) -> list[Step]:
     firsts = {(layer.step.reset, layer.step.strict) for layer in stage.own if isinstance(layer.step, S.LIF)}
     if firsts != {("zero", True)}:
-        raise ModelRefused(message(f"layer '{stage.name}'", f"resets {sorted(map(str, firsts))}", "a reset to zero", "Use --target onnx."))
+        kinds = ", ".join(sorted(f"{reset} ({'>' if strict else '>='})" for reset, strict in firsts))
+        raise ModelRefused(message(f"layer '{stage.name}'", f"resets: {kinds}", "a reset to zero (>)", "Use --target onnx."))
     return [S.LIF(stage.name, (f"{stage.name}.map",), decay, theta, "zero", reset_delay=False)]
 
 

@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {"dict": {key: _plain(item) for key, item in value.items()}}
+        return {"dict": [[key, _plain(item)] for key, item in value.items()]}  # in its own order
     if isinstance(value, slice):
         return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
     if isinstance(value, torch.dtype):
@@ -100,7 +100,7 @@ def _value(plain: Any) -> Any:
 _KINDS: Mapping[str, Callable[[Any], Any]] = {
     "node": Ref,
     "tuple": lambda items: tuple(_value(item) for item in items),
-    "dict": lambda items: {key: _value(item) for key, item in items.items()},
+    "dict": lambda items: {key: _value(item) for key, item in (items.items() if isinstance(items, dict) else items)},
     "slice": lambda items: slice(*(_value(item) for item in items)),
     "ellipsis": lambda _: Ellipsis,
 }

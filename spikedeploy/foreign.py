@@ -19,6 +19,9 @@ from spikedeploy.rebuild import layer_name, recorded_layer
 STATE_KEYS = ("state_dict", "model_state_dict", "model")
 """Under which names training scripts keep the state_dict among other things."""
 
+WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+"""Prefixes of wrapped models, the outermost first; torch.compile may stand on either side of DataParallel."""
+
 
 def pickled_names() -> dict[str, str]:
     """The classes that a whole-pickled model may name, and how a checkpoint names them."""
@@ -39,6 +42,7 @@ def sequential(recorded: torchfile.Recorded, depth: int = 0) -> nn.Module:
 def filled(where: str, factory: str, state: dict[str, Tensor]) -> nn.Module:
     """The factory's model with the tensors of a state_dict, all of them and no others."""
     made = call_factory(factory)
+    state = _unwrapped(state, made)
     try:
         missing, unexpected = made.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -58,6 +62,14 @@ def filled(where: str, factory: str, state: dict[str, Tensor]) -> nn.Module:
             )
         )
     return made.eval()
+
+
+def _unwrapped(state: dict[str, Tensor], made: nn.Module) -> dict[str, Tensor]:
+    """The state_dict without what DataParallel and torch.compile put in front of every name, where the model has no such name."""
+    for prefix in WRAPPERS:
+        wraps = all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in made.state_dict())
+        state = {key.removeprefix(prefix): value for key, value in state.items()} if wraps else state
+    return state
 
 
 def call_factory(factory: str) -> nn.Module:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.layers import LAYERS
+from spikedeploy.nn.surrogate import Surrogate
 from spikedeploy.surrogates import Plain, Refused
+from spikedeploy.torchfile import RecordedSurrogate
 
 _BY_NAME = {f"{cls.__module__.split('.')[0]}.{cls.__name__}": cls for cls in LAYERS}
 
@@ -111,7 +113,8 @@ class _Stored:
             name = "_reset_mechanism"
         if name not in self._state:
             raise ValueError(f"the stored layer has no '{name}'")
-        return self._state[name]
+        value = self._state[name]
+        return Surrogate(value.kind, value.k) if isinstance(value, RecordedSurrogate) else value
 
 
 def _stored_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

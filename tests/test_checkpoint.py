@@ -258,6 +258,47 @@ def test_a_pickled_sequential_of_known_layers(tmp_path: Path) -> None:
         spikedeploy.load(tmp_path / "model.pt")
 
 
+def test_a_pickled_sequential_with_a_neuron_of_ours(tmp_path: Path) -> None:
+    neuron = spikedeploy.nn.StateLeaky(0.8, 6, spike_grad=spikedeploy.nn.Surrogate("fast_sigmoid", 10.0), learn_beta=True)
+    model, x = nn.Sequential(nn.Linear(4, 6), neuron).eval(), 3 * torch.randn(5, 2, 4)
+    torch.save(model, tmp_path / "model.pt")
+    back: Any = checkpoint.load_model(tmp_path / "model.pt")
+    assert all(torch.equal(one, other) for one, other in zip(model(x), back(x), strict=True))
+    assert back[1].spike_grad == neuron.spike_grad
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_prefix_of_a_wrapped_model_is_taken_off(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = zoo.plain()
+    torch.save({prefix + key: value + 1 for key, value in model.state_dict().items()}, tmp_path / "weights.pt")
+    module = type(sys)("spikedeploy_test_factory")
+    module.make = factory  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)
+    back = checkpoint.load_model(tmp_path / "weights.pt", "spikedeploy_test_factory:make")
+    model.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})
+    assert same(model, back, x)
+
+
+class Named(nn.Module):
+    """Gives its results in a dict whose order is not the alphabet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 3), snn.StateLeaky(0.9, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        spk, mem = self.lif(self.fc(x))
+        return {"spk": spk, "mem": mem, "count": spk.sum(0)}
+
+
+def test_the_results_of_a_dict_keep_their_order(tmp_path: Path) -> None:
+    model, x = Named().eval(), torch.randn(5, 2, 4)
+    spikedeploy.save(model, tmp_path / "model.pt", x)
+    back = spikedeploy.load(tmp_path / "model.pt")
+    assert list(back(x)) == ["spk", "mem", "count"]
+    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
+
+
 # --- hostile files -------------------------------------------------------------------------------------------------
 
 

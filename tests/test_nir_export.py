@@ -213,6 +213,21 @@ def test_several_outputs_have_a_node_each() -> None:
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_named_is_the_memory_and_not_a_part_of_its_layer(profile: str) -> None:
+    import torch
+
+    from spikedeploy import convert, nn
+
+    for layer, text in (
+        (nn.AssociativeLeaky(4, 2, 3), "a matrix-valued memory"),
+        (nn.SpikingSSMBlock(4, states=2), "a complex state-space"),
+    ):
+        with pytest.raises(ModelRefused, match=f"NIR has no node for {text}.*Use --target onnx") as caught:
+            export(convert(layer.eval(), torch.zeros(3, 2, 4)), profile=profile)
+        assert type(layer).__name__ in str(caught.value) or "S4D" in str(caught.value)
+
+
 def with_step(step: Any) -> Program:
     base = nets.dense((4, 4), (0.9,))
     return Program((4,), (*base.steps, step), (Output("out", step.name),))
