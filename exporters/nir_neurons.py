@@ -59,6 +59,8 @@ def cuba(
     """CubaLIF whose synapse decays by `syn` and whose membrane by `mem`; both with unit gain."""
     tau_syn, w_in = time_constant(build, syn)
     tau_mem, r = time_constant(build, mem)
+    if not np.any(mem):
+        tau_mem = tau_mem * build.profile.membrane_steps
     values = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "w_in": w_in, "v_threshold": theta, "v_reset": v_reset, "v_leak": 0.0}
     return build.add(name, "CubaLIF", source.nodes, **{key: full(value, shape) for key, value in values.items()})
 

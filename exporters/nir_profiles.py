@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["li-threshold", "cuba", "lif", "sinabs", "rockpool"]
-Discretisation = Literal["euler", "exact", "sinabs", "rockpool"]
+Discretisation = Literal["euler", "exact", "sinabs", "rockpool", "nengo"]
 FanIn = Literal["sum", "relay", "relay-or-sum", "line"]
 
 MAPS = frozenset({"Affine", "Conv2d", "Flatten"})
@@ -36,6 +36,7 @@ class Profile:
     many_outputs     the reader can have more than one Output node
     channels_last    the reader flattens (H, W, C), NIR (C, H, W): a flatten that would mix them is refused
     input_range      largest |input| that the form allows (its threshold is lifted above anything a membrane can then reach); 0: any
+    membrane_steps   time constant, in steps, of a membrane that is to forget everything
     no_reset_value   the reader pins a nir library (1.0.4) that does not know `v_reset`; zero is its meaning when it is left out
     fixed_dt         the reader knows no other time step
     exact            the graph computes what the program computes
@@ -54,6 +55,7 @@ class Profile:
     many_outputs: bool = False
     channels_last: bool = False
     input_range: float = 0.0
+    membrane_steps: float = 1.0
     no_reset_value: bool = False
     fixed_dt: bool = False
     discretisation: Discretisation = "euler"
@@ -144,6 +146,17 @@ _ROWS = (
         nodes=MAPS | {"CubaLIF", "SumPool2d"},
         fan_in="relay",
         one_threshold=True,
+    ),
+    Profile(
+        "nengo",
+        "CubaLIF with one decay per node and a membrane of a twentieth of a step, which nengo cuts exactly",
+        1e-3,
+        nodes=frozenset({"Affine", "CubaLIF"}),
+        fan_in="line",
+        one_threshold=True,
+        one_decay=True,
+        membrane_steps=1 / 20,
+        discretisation="nengo",
     ),
     Profile(
         "lif",

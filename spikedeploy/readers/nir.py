@@ -19,7 +19,8 @@ def read(path: str | os.PathLike[str], dt: float | None = None, discretisation: 
 
     dt               length of a time step in the file's units; the file's metadata says it, else 1e-4 is assumed and noted
     discretisation   "euler" or "exact", how the differential equations are cut into steps; as the metadata says, else "euler";
-                     "sinabs" and "rockpool" read a graph as those two do, who do not follow the equations
+                     "sinabs" and "rockpool" read a graph as those two do, who do not follow the equations; "nengo" cuts synapses
+                     by Euler and membranes exactly
 
     What was assumed stands in `program.notes`. Raises `BadInput` when the file is missing, damaged, unsafe, or holds a node that is not
     read.
@@ -42,8 +43,8 @@ def read(path: str | os.PathLike[str], dt: float | None = None, discretisation: 
 def _check_options(dt: float | None, discretisation: str | None) -> None:
     if dt is not None and not 0 < dt < float("inf"):
         raise BadInput(message("option dt", f"it is {dt}", "a time step above zero is needed"))
-    if discretisation not in (None, "euler", "exact", "sinabs", "rockpool"):
-        raise BadInput(message("option discretisation", f"it is '{discretisation}'", "euler, exact, sinabs or rockpool is needed"))
+    if discretisation not in (None, "euler", "exact", "sinabs", "rockpool", "nengo"):
+        raise BadInput(message("option discretisation", f"it is '{discretisation}'", "euler, exact, sinabs, rockpool or nengo is needed"))
 
 
 def from_bytes(data: bytes, dt: float | None = None, discretisation: Discretisation | None = None) -> Program:

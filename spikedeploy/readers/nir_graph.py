@@ -25,7 +25,7 @@ from spikedeploy.steps import Shape, Step
 DEFAULT_DT = 1e-4
 """What a file without metadata is read with unless told: snnTorch, spikingjelly and lava write with this one."""
 Part = tuple[str, int, int, Shape]
-CUTS = ("euler", "exact", *DIALECTS)
+CUTS = ("euler", "exact", "nengo", *DIALECTS)
 _GATES = ("Input", "Output")
 _RANK = {"Affine": 1, "Linear": 1, "Conv2d": 3, "SumPool2d": 3, "AvgPool2d": 3}
 

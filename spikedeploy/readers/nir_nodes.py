@@ -23,7 +23,9 @@ from spikedeploy.errors import BadInput, message
 from spikedeploy.readers.nir_file import Node
 from spikedeploy.steps import Array, Shape, Step
 
-Discretisation = Literal["euler", "exact", "sinabs", "rockpool"]
+Discretisation = Literal["euler", "exact", "sinabs", "rockpool", "nengo"]
+FORGOTTEN = 2.0**-24
+"""What is left of a membrane below this is less than float32 can add to it: nothing."""
 DIALECTS = ("sinabs", "rockpool")
 """How two readers compute that do not follow NIR's equations; files made for them are checked in their own terms.
 
@@ -99,7 +101,11 @@ class Site:
         tau = self.neuron(key)
         if np.any(tau <= 0):
             raise self.refuse(f"a time constant '{key}' of {tau.min()}", "it must be above zero")
-        if self.discretisation != "euler":
+        if self.discretisation == "nengo" and key == "tau_mem":
+            left = np.exp(-self.dt / tau)
+            left = np.where(left < FORGOTTEN, 0.0, left)
+            return left, 1 - left
+        if self.discretisation not in ("euler", "nengo"):
             decay = tidy(np.exp(-self.dt / tau))
             return decay, {"exact": tidy(-np.expm1(-self.dt / tau)), "sinabs": np.array(1.0), "rockpool": decay}[self.discretisation]
         gain = self.dt / tau
@@ -307,6 +313,7 @@ def delay(site: Site) -> None:
 SPOKEN: Mapping[str, frozenset[str]] = {
     "sinabs": frozenset({"LI", "LIF", "Affine", "Linear", "Conv2d", "SumPool2d", "Flatten"}),
     "rockpool": frozenset({"CubaLIF", "Affine", "Linear", "Flatten"}),
+    "nengo": frozenset({"CubaLIF", "Affine", "Linear", "Flatten"}),
 }
 """The node kinds that the dialects have."""
 
