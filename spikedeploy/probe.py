@@ -19,6 +19,8 @@ STEPS, BATCH = 3, 2
 
 def example_of(model: nn.Module, example: Any) -> Tensor:
     """The example `(T, B, *shape)`, checked; for a loaded model zeros of the shape it was saved with."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(message("model", f"a {type(model).__name__}", "a torch.nn.Module is needed", "Make one first, if it is a class."))
     known = getattr(model, "example", None)
     if example is None and isinstance(known, dict) and known:
         return torch.zeros(known["shape"], dtype=getattr(torch, known["dtype"]))
@@ -140,7 +142,7 @@ def _rejected(graph: Graph, layers: Mapping[str, nn.Module], run: Probe, error: 
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     width = getattr(layers[node.target], "in_features", None) if node is not None and node.op == "module" else None
-    needed = (
-        "an example (T, B, *shape) that the model accepts is needed" if width is None else f"an input whose last axis is {width} is needed"
-    )
+    needed = "an example (T, B, *shape) that the model accepts is needed"
+    if width is not None and "dtype" not in reason:
+        needed = f"an input whose last axis is {width} is needed"
     return BadInput(message(where, f"it fails on the example input of shape {tuple(example.shape)} ({reason})", needed))

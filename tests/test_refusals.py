@@ -205,6 +205,17 @@ def test_a_neuron_without_reset_that_looks_sideways_is_refused() -> None:
     assert "inhibition=True" in refused(OverTime(layer))
 
 
+@pytest.mark.parametrize("model", [3, None, nn.Linear, "model.pt"])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(BadInput, match=r"^model: a .*; a torch\.nn\.Module is needed"):
+        spikedeploy.convert(model, X)
+
+
+def test_an_example_of_another_dtype_is_not_blamed_on_its_width() -> None:
+    text = refused(nn.Sequential(nn.Linear(5, 5)), X.long(), BadInput)
+    assert "same dtype" in text and "last axis" not in text
+
+
 def test_options_of_convert_are_checked() -> None:
     with pytest.raises(BadInput, match="semantics"):
         spikedeploy.convert(nn.Linear(5, 5), X, semantics="exact")  # type: ignore[arg-type]
