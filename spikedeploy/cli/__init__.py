@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "Show what is in a .pt, .nir or .onnx file.",
     "run": "Run a file on input, step by step.",
     "report": "Sparsity, operations, energy and equivalence of a model.",
+    "sweep": "Accuracy, sparsity, operations and divergence by top-k.",
     "doctor": "Show versions and what this machine can do.",
 }
 """Command name -> what it does; the module of that name holds the function `command`."""
