@@ -7,6 +7,7 @@ file), run in the reference runtime and compared with the program. Only then is 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,8 @@ def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
     """The program in the form that the reader can wire: without sums where it does not add."""
     if profile.fan_in == "line":
         return in_line(program)
+    if _has_grids(program):
+        return _as_matrices(program)
     if profile.fan_in == "sum" or not branches(program):
         return program, {}
     if profile.fan_in == "relay":
@@ -123,6 +126,22 @@ def _in_line(program: Program, profile: Profile) -> tuple[Program, Parts]:
         return in_line(program)
     except ModelRefused:
         return program, {}
+
+
+def _has_grids(program: Program) -> bool:
+    """True when a vector becomes maps again: NIR can only flatten."""
+    return any(
+        isinstance(step, S.Reshape) and len(step.shape) > 1 and step.shape != program.wires[step.inputs[0]] for step in program.steps
+    )
+
+
+def _as_matrices(program: Program) -> tuple[Program, Parts]:
+    """Everything between two layers of neurons as one matrix; the program itself where that cannot be."""
+    try:
+        lined, parts = in_line(program)
+    except ModelRefused:
+        return program, {}
+    return replace(lined, notes=(*lined.notes, "what reshapes vectors to maps (and convolutions with it) is written as matrices")), parts
 
 
 _MEMORIES = (S.MatrixMemory, S.DeltaMemory, S.DiagonalSSM)

@@ -115,6 +115,33 @@ def test_truncation_is_a_delay_line() -> None:
         assert np.array_equal(got, run(program, x).outputs["spk"])
 
 
+def flat_neurons() -> Program:
+    """Conv2d, neurons on the flattened maps (as snnTorch's are), maps again, pool, Conv2d, neurons."""
+    rng = np.random.default_rng(4)
+    steps = [
+        S.Conv2d("conv1", ("input",), rng.normal(size=(3, 2, 3, 2)).astype(np.float32), rng.normal(size=3).astype(np.float32)),
+        S.Reshape("flat1", ("conv1",), (60,)),
+        *nets.layer("lif1", "flat1", rng.uniform(0.4, 0.95, 60), amplitude=0.7),
+        S.Reshape("maps", ("lif1",), (3, 5, 4)),
+        S.SumPool2d("pool", ("maps",), (2, 2), (2, 2), (0, 0)),
+        S.Conv2d("conv2", ("pool",), rng.normal(size=(4, 3, 2, 1)).astype(np.float32), None),
+        S.Reshape("flat2", ("conv2",), (8,)),
+        *nets.layer("lif2", "flat2", rng.uniform(0.4, 0.95, 8)),
+    ]
+    return Program((2, 7, 5), tuple(steps), (Output("spk", "lif2"),))
+
+
+@pytest.mark.parametrize("profile", ["generic", "spec", "norse", "snntorch", "spikingjelly"])
+def test_a_vector_that_becomes_maps_again_is_written_as_matrices(profile: str) -> None:
+    program = flat_neurons()
+    graph, artifact = graph_of(program, profile=profile), from_bytes(export(program, profile=profile))
+    assert not any(isinstance(node, nir.Conv2d) for node in graph.nodes.values())
+    assert any("written as matrices" in note for note in artifact.notes) or "written as matrices" in str(graph.metadata["notes"])
+    x = nets.signal(program)
+    want, got = run(program, x).outputs["spk"], run(artifact, x).outputs["spk"]
+    assert want.any() and np.array_equal(want, got)
+
+
 def test_no_leak_is_nirs_integrator() -> None:
     program = nets.dense((4, 5), (1.0,))
     graph = graph_of(program, profile="spec")
