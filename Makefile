@@ -7,13 +7,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard README.md) $(shell find spikedeploy exporters runtime -type f ! -name "*.pyc" ! -name "*.so" ! -name "_core.c" ! -name "*.o")
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-triton lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py --out out/demo
 
 test: lint types
 	$(BIN)/pytest -n auto
+
+# Triton is a gigabyte and wanted for GPUs only: its kernels are tested on request, in its interpreter, on any machine.
+test-triton: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "triton>=3.4"
+	$(BIN)/pytest tests/test_nn_leaky_triton.py tests/test_nn_associative_triton.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
