@@ -160,8 +160,20 @@ def _node(node: fx.Node) -> Node:
         if node.target not in METHODS:
             raise _unknown(node, f".{node.target}()")
         return Node(node.name, "method", str(node.target), args, kwargs)
+    if node.op == "output":
+        args = (_as_returned(args[0], node.args[0]),)
     op = {"placeholder": "input", "call_module": "module", "get_attr": "tensor", "output": "output"}[node.op]
     return Node(node.name, op, _strip(str(node.target)), args, kwargs)
+
+
+def _as_returned(value: Any, recorded: Any) -> Any:
+    """A result with lists where the model returns lists: torch.fx records them as a type of its own."""
+    if isinstance(value, dict):
+        return {key: _as_returned(item, recorded[key]) for key, item in value.items()}
+    if not isinstance(value, (tuple, list)):
+        return value
+    items = [_as_returned(item, other) for item, other in zip(value, recorded, strict=True)]
+    return items if isinstance(recorded, list) else tuple(items)
 
 
 def _unknown(node: fx.Node, what: str) -> ModelRefused:

@@ -279,24 +279,30 @@ def test_the_prefix_of_a_wrapped_model_is_taken_off(prefix: str, tmp_path: Path,
     assert same(model, back, x)
 
 
-class Named(nn.Module):
-    """Gives its results in a dict whose order is not the alphabet's."""
+class Returning(nn.Module):
+    """A neuron whose spikes and membrane are returned in the way it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, result: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
-        self.fc, self.lif = nn.Linear(4, 3), snn.StateLeaky(0.9, 3)
+        self.fc, self.lif, self.result = nn.Linear(4, 3), snn.StateLeaky(0.9, 3), result
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        spk, mem = self.lif(self.fc(x))
-        return {"spk": spk, "mem": mem, "count": spk.sum(0)}
+    def forward(self, x: Tensor) -> Any:
+        return self.result(*self.lif(self.fc(x)))
 
 
 def test_the_results_of_a_dict_keep_their_order(tmp_path: Path) -> None:
-    model, x = Named().eval(), torch.randn(5, 2, 4)
+    model, x = Returning(lambda spk, mem: {"spk": spk, "mem": mem, "count": spk.sum(0)}).eval(), torch.randn(5, 2, 4)
     spikedeploy.save(model, tmp_path / "model.pt", x)
     back = spikedeploy.load(tmp_path / "model.pt")
     assert list(back(x)) == ["spk", "mem", "count"]
     assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
+
+
+def test_lists_and_tuples_come_back_as_such(tmp_path: Path) -> None:
+    model, x = Returning(lambda spk, mem: {"all": [spk, (mem, [spk])]}).eval(), torch.randn(5, 2, 4)
+    spikedeploy.save(model, tmp_path / "model.pt", x)
+    found = spikedeploy.load(tmp_path / "model.pt")(x)["all"]
+    assert [type(found), type(found[1]), type(found[1][1])] == [list, tuple, list]
 
 
 # --- hostile files -------------------------------------------------------------------------------------------------
