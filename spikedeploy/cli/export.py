@@ -51,7 +51,7 @@ TARGETS: Mapping[str, Target] = {
 @click.option("-o", "--output", metavar="FILE", help="Where to; the model's name with the target's suffix by default.")
 @click.option(
     "--profile",
-    help="NIR: who will read it (generic, spec, norse, snntorch, spyx, spikingjelly, sinabs, rockpool, lava, nengo, lif); generic by default.",
+    help="NIR: who will read it: generic (default), spec, norse, snntorch, spyx, spikingjelly, sinabs, rockpool, lava, nengo, lif.",
 )
 @click.option("--dt", type=float, help="NIR: the time step that the reader will use; the profile has one.")
 @click.option("--discretisation", type=click.Choice(["euler", "exact"]), help="NIR, profile spec: decay 1 - dt/tau or exp(-dt/tau).")

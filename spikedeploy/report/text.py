@@ -7,7 +7,7 @@ from typing import Any
 
 from spikedeploy.report.counts import LayerCount, Report
 from spikedeploy.report.evidence import Evidence
-from spikedeploy.report.prices import Energy
+from spikedeploy.report.prices import Energy, Term
 
 COLUMNS = (
     "layer", "kind", "spikes", "rate", "act. sparsity", "conn. sparsity", "ACs", "MACs", "dense MACs", "updates driven", "idle",
@@ -74,14 +74,16 @@ def energy_lines(found: Energy) -> Iterator[str]:
     yield f"  total {total}; dense float32 network {joules(found.dense)}, dense int8 network {joules(found.quantised)}"
     if found.of_dense is not None:
         yield f"  {found.of_dense:.2%} of the dense network"
-    yield from (
-        f"  {term.name}: {number(term.count)} x {term.price} pJ = {joules(term.total)}  [{term.source}; grade {term.grade[0]}]"
-        for term in found.terms
-        if term.count
-    )
+    yield from (f"  {term.name}: {_term(term)}" for term in found.terms if term.count)
     yield f"  source: {found.source}"
     yield f"  grade: {found.grade}"
     yield f"  {found.missing}"
+
+
+def _term(term: Term) -> str:
+    if term.price is None:
+        return f"{number(term.count)}, no price"
+    return f"{number(term.count)} x {term.price} pJ = {joules(term.total)}  [{term.source}; grade {term.grade[0]}]"
 
 
 def verdict(evidence: Evidence | None) -> str:
