@@ -25,6 +25,7 @@ import spikedeploy
 from spikedeploy.exporters import nir
 from spikedeploy.readers.nir import read as read_nir
 from spikedeploy.report import energy, load_tables, measure
+from spikedeploy.report.evidence import Evidence, bands_of
 from spikedeploy.report.html import html
 from spikedeploy.runtime import reference
 from spikedeploy.verify import Certificate, require, verify
@@ -173,8 +174,9 @@ def main() -> None:
         print(f"  {name}: {result}")
 
     counted = measure(program, test.numpy())
+    evidence = Evidence(certificate.as_dict(), bands_of(program, test.numpy()), *test.shape[:2])
     files["report.html"] = options.out / "report.html"
-    files["report.html"].write_text(html(counted, [energy(counted, name) for name in load_tables()], None, "digits.pt"))
+    files["report.html"].write_text(html(counted, [energy(counted, name) for name in load_tables()], evidence, "digits.pt"))
 
     spikes, chances = sum(run.spikes.values()), sum(run.decisions.values())
     print(f"accuracy on held-out digits: {trained:.1%} trained (parallel), {deployed:.1%} deployed (step by step)")
