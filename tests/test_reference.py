@@ -14,6 +14,13 @@ from spikedeploy.runtime.reference import run
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same numbers, alone or in any company."""
+    global RNG
+    RNG = np.random.default_rng(0)
+
+
 def single(step, shape, wire=None, reduce="none", kind="float"):
     return Program(tuple(shape), (step,), (Output("y", wire or step.name, reduce),), kind)
 

@@ -30,6 +30,13 @@ torch.set_num_threads(1)
 RNG = np.random.default_rng(5)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same numbers, alone or in any company."""
+    global RNG
+    RNG = np.random.default_rng(5)
+
+
 def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
     return (scale * RNG.normal(size=shape)).astype(np.float32)
 
