@@ -59,23 +59,35 @@ def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArr
     return value.astype(np.int64)
 
 
+def _values(value: Array | None, count: int) -> npt.NDArray[np.float32]:
+    if value is None:
+        return np.ones(count, np.float32)
+    if value.dtype.kind not in "fiub":
+        raise BadInput(message("events.value", f"an array of {value.dtype}", "real numbers are needed"))
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if narrow.shape != (count,) or not np.isfinite(narrow).all():
+        found = f"shape {narrow.shape} or values that are not finite"
+        raise BadInput(message("events.value", found, f"({count},) finite numbers are needed"))
+    return narrow
+
+
 def sort_events(events: Events, program: Program, batch: int) -> Rows:
     """Checks the events and sorts them; raises `BadInput`."""
     size, count = prod(program.input_shape), len(np.atleast_1d(events.index))
-    if events.steps < 1:
-        raise BadInput(message("events.steps", f"{events.steps} steps", "at least one is needed"))
+    if not isinstance(events.steps, int | np.integer) or events.steps < 1:
+        raise BadInput(message("events.steps", f"{events.steps!r} steps", "a whole number, at least one, is needed"))
     if program.input_kind != "float":
         raise BadInput(message("events", "the model reads whole numbers (tokens)", "give them as an array"))
     index, time = _column("index", events.index, count, size), _column("time", events.time, count, events.steps)
     sample = _column("sample", events.sample, count, batch)
-    value = np.ones(count, np.float32) if events.value is None else np.asarray(events.value, np.float32)
-    if value.shape != (count,) or not np.isfinite(value).all():
-        raise BadInput(
-            message("events.value", f"shape {value.shape} or values that are not finite", f"({count},) finite numbers are needed")
-        )
+    value = _values(events.value, count)
     place, where = np.unique((time * batch + sample) * size + index, return_inverse=True)
     total = np.zeros(len(place), np.float32)
-    np.add.at(total, where, value)
+    with np.errstate(over="ignore"):
+        np.add.at(total, where, value)
+    if not np.isfinite(total).all():
+        raise BadInput(message("events.value", "values at one place and step that add up beyond float32", "finite sums are needed"))
     place, total = place[total != 0], total[total != 0]
     start = np.searchsorted(place, np.arange(events.steps * batch + 1) * size)
     ones = np.ones(events.steps * batch, np.uint8)

@@ -183,6 +183,10 @@ def test_int16_refuses_a_sum_that_could_overflow() -> None:
         ({"value": [np.nan]}, "events.value"),
         ({"sample": [1]}, "events.sample"),
         ({"steps": 0}, "events.steps: 0 steps"),
+        ({"steps": 2.5}, "events.steps: 2.5 steps"),
+        ({"value": ["a"]}, "events.value: an array of <U1"),
+        ({"value": [1e300]}, "events.value: shape"),
+        ({"index": [0, 0], "time": [0, 0], "value": [3e38, 3e38]}, "add up beyond float32"),
     ],
 )
 def test_bad_events(change: dict[str, object], text: str) -> None:
