@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from snntorch.functional.quant import state_quant
 
 from spikedeploy import native
+from spikedeploy import nn as deploy
 from spikedeploy.errors import BadInput
 from spikedeploy.nn import Leaky, LinearLeaky, StateLeaky
 from spikedeploy.program import Output, Program
@@ -284,3 +286,16 @@ def test_a_layer_survives_copy_and_double():
 def test_what_cannot_be_says_so(make, text):
     with pytest.raises(BadInput, match=text):
         make()
+
+
+@pytest.mark.parametrize("layer", ["Leaky", "StateLeaky", "AssociativeLeaky", "DeltaRuleLeaky", "SpikingLIF"])
+def test_compiles(layer: str) -> None:
+    """`torch.compile` breaks its graph at the native core instead of failing on it; the numbers are the same."""
+    arguments = {"Leaky": (0.9,), "StateLeaky": (0.9, 5), "SpikingLIF": ()}.get(layer, (5, 2, 3))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), getattr(deploy, layer)(*arguments))
+    x = torch.randn(7, 2, 5, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        compiled = torch.compile(model, backend="eager")(x)
+    for got, expected in zip(compiled, model(x), strict=True):
+        assert torch.equal(got, expected)

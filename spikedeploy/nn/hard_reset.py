@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
+from spikedeploy.nn.uncompiled import uncompiled
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 CHECK_EVERY = 4  # how often a second run asks whether it has met the first: a comparison costs about as much as a step
@@ -151,6 +152,7 @@ def _adjoint_in_chunks(membrane: Tensor, g_spikes: Tensor, g_membrane: Tensor | 
     return speculate(_adjoint(tau), tuple(flat)).flip(0).reshape(membrane.shape)
 
 
+@uncompiled
 def hard_reset(x: Tensor, tau: float, *, kernel: bool | None = None) -> tuple[Tensor, Tensor]:
     """Spikes and membrane before reset, `(T, ...)` each, of currents `x (T, ...)` in units of the threshold.
 

@@ -17,6 +17,7 @@ from spikedeploy.nn import memory_native, memory_query
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.topk import topk, topk_count
+from spikedeploy.nn.uncompiled import uncompiled
 
 
 def _count(where: str, **sizes: int) -> None:
@@ -200,6 +201,7 @@ class MemoryLayer(nn.Module):
         states, _ = self._run(x)(self.project(x), self._check(x, state))
         return states
 
+    @uncompiled
     def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """`x (T, B, in_dim)` -> `y (T, B, d*d)`, or `(T, B, d*n)` without the query; the state is `(B, d, n)`, float64 when returned.
 

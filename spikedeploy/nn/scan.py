@@ -16,6 +16,7 @@ from spikedeploy.nn.neuron import METHODS, RESETS, Method, Neuron, Reset
 from spikedeploy.nn.scan_linear import linear_scan
 from spikedeploy.nn.scan_loop import amplify, decay_of, fire, iterate
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
+from spikedeploy.nn.uncompiled import uncompiled
 
 Parameter = Tensor | float
 Result = tuple[Tensor | None, Tensor, Tensor | None]
@@ -67,6 +68,7 @@ def leaky_scan(
     return spk, mem, final
 
 
+@uncompiled
 def scan(
     x: Tensor,
     decay: Parameter,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
+from spikedeploy.nn.uncompiled import uncompiled
 
 
 def has_kernel(x: Tensor) -> bool:
@@ -57,6 +58,7 @@ class DiagonalScan(torch.autograd.Function):
         return g_x, g_parameters.to(parameters.dtype)
 
 
+@uncompiled
 def diagonal_scan(x: Tensor, a: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """y `(T, B, H)` of x `(T, B, H)`; a, c complex `(H, M)` with the factor 2 in c, d `(H,)`; arithmetic in the dtype of x."""
     rows = torch.cat([a.real.T, a.imag.T, c.real.T, c.imag.T, d[None]]).to(x.dtype)
