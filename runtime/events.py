@@ -122,8 +122,9 @@ class EventEngine:
     def __init__(
         self, program: Program, batch: int = 1, threads: int = 1, weights: Weights = "float32", native: bool | None = None
     ) -> None:
-        if batch < 1 or threads < 1:
-            raise BadInput(message("EventEngine", f"batch {batch}, threads {threads}", "both must be at least 1"))
+        if not (isinstance(batch, int | np.integer) and isinstance(threads, int | np.integer) and batch >= 1 and threads >= 1):
+            raise BadInput(message("EventEngine", f"batch {batch!r}, threads {threads!r}", "whole numbers, at least 1, are needed"))
+        batch, threads = int(batch), int(threads)
         if weights not in ("float32", "int8", "int16"):
             raise BadInput(message("EventEngine", f"weights '{weights}'", "float32, int8 or int16 is needed"))
         if native and not native_core.available():

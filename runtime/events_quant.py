@@ -2,8 +2,9 @@
 
     q[c] = clip(rint(W[c] / scale[c]), -limit, limit)      scale[c] = max |W[c]| / limit      limit = 127 (int8) or 32767 (int16)
 
-Where a row of inputs has one common value a (spikes), the engine adds q exactly in int32 and computes `fl(fl(sum * fl(scale * a)) + bias)`;
-where it has not (real-valued wires), it adds `fl(q * scale)` in float32. So only the input decides which, never the machine.
+On a wire of spikes with one amplitude a, and on any other wire in a step whose nonzero inputs are all a = 1, the engine adds q exactly in
+int32 and computes `fl(fl(sum * fl(scale * a)) + bias)`; elsewhere (real values) it adds `fl(q * scale)` in float32. So only program and
+input decide which, never the machine.
 """
 
 from __future__ import annotations

@@ -200,3 +200,10 @@ def test_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = make(2, 3, 2), torch.randn(5, 1, 2)
     assert layer.route(x) == "associative"
     close(layer.memory(x).detach(), reference_states(layer, x), 2e-6)
+
+
+def test_a_method_set_later_is_checked_too() -> None:
+    layer = DeltaRuleLeaky(4, 3, 2)
+    layer.method = "foo"
+    with pytest.raises(BadInput, match="method='foo'"):
+        layer(torch.zeros(2, 1, 4))

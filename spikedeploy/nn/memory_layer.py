@@ -178,8 +178,9 @@ class MemoryLayer(nn.Module):
     def route(self, x: Tensor) -> str:
         """The method that a call on `x` takes: `method`, with `auto` resolved by device, dtype and what is installed.
 
-        Raises `BadInput` where `native` or `triton` is asked for and cannot be had.
+        Raises `BadInput` for a method that does not exist, and where `native` or `triton` is asked for and cannot be had.
         """
+        self.check_method(self.method)
         if self.method == "auto":
             on_gpu = self.on_gpu and x.is_cuda and not why_no_triton(x)
             return "native" if memory_native.admits(x) else "triton" if on_gpu else self.fallback
