@@ -21,7 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def measure(consumer: str, folder: Path) -> dict[str, Any]:
 def has(consumer: str) -> bool:
     try:
         version(consumer)
-    except Exception:
+    except PackageNotFoundError:
         return False
     return True
 

@@ -67,6 +67,9 @@ def _check(figure: str | None, jobs: int | None) -> None:
 
 def _labels(path: str) -> Any:
     """The array `labels` or `y` beside the input; None where there is none. Raises `BadInput` where it is unreadable."""
+    import zlib
+    from zipfile import BadZipFile
+
     import numpy as np
 
     loaded = np.load(path, allow_pickle=False)
@@ -76,7 +79,7 @@ def _labels(path: str) -> Any:
         name = next((name for name in ("labels", "y") if name in loaded.files), None)
         try:
             return None if name is None else np.asarray(loaded[name])
-        except Exception:  # numpy and zipfile fail in many ways; the file itself has been read before
+        except (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error):
             raise BadInput(message(f"{path}", f"'{name}' is unreadable", "an array of class numbers is needed")) from None
 
 
