@@ -401,3 +401,15 @@ def test_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
     close(layer.memory(x).detach(), torch.from_numpy(reference_states(layer, x)), 1e-6)
     with pytest.raises(BadInput, match="switched off"):
         make(2, 3, 2, method="native")(x)
+
+
+@every_method
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_state(method: str, kind: torch.dtype) -> None:
+    layer, x = make(3, 4, 5, method=method, initial_retention=50.0), torch.randn(70, 2, 5).to(kind)
+    expected = layer(x.float())
+    with torch.autocast("cpu", dtype=kind):
+        found, states = layer(x=x), layer.memory(x)
+    assert torch.equal(found, expected)
+    assert states.dtype == torch.float32
+    assert torch.equal(states, layer.memory(x.float()))

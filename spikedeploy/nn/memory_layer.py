@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spikedeploy.errors import BadInput, message
 from spikedeploy.nn import memory_native, memory_query
+from spikedeploy.nn.full_precision import full_precision
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.topk import topk, topk_count
@@ -197,12 +198,14 @@ class MemoryLayer(nn.Module):
             return triton_memory.states
         return memory_native.states if method == "native" else self.routes[method]
 
+    @full_precision
     def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         """All states `S (T, B, d, n)` of an input `(T, B, in_dim)`: what is compared with the recurrence. It holds S in memory."""
         states, _ = self._run(x)(self.project(x), self._check(x, state))
         return states
 
     @uncompiled
+    @full_precision
     def forward(self, x: Tensor, state: Tensor | None = None, return_state: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """`x (T, B, in_dim)` -> `y (T, B, d*d)`, or `(T, B, d*n)` without the query; the state is `(B, d, n)`, float64 when returned.
 
