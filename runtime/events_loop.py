@@ -19,7 +19,8 @@ from spikedeploy.steps import Step
 Function = Callable[..., object]
 
 
-def _function(program: Program, step: Step, quantised: Mapping[str, Quantised]) -> Function:
+def function_of(program: Program, step: Step, quantised: Mapping[str, Quantised]) -> Function:
+    """The step as a call `(*inputs, state)`, with its integer weights where it has them."""
     weights = quantised.get(step.name)
     if weights is None:
         return partial(STEP[type(step)], step)
@@ -33,7 +34,7 @@ class Loop:
     def __init__(self, program: Program, batch: int, quantised: Mapping[str, Quantised]) -> None:
         self.program, self.batch = program, batch
         self.states: dict[str, State] = zeros(program, batch, np.float32)
-        self.functions = [(step, _function(program, step, quantised)) for step in program.steps]
+        self.functions = [(step, function_of(program, step, quantised)) for step in program.steps]
 
     @property
     def slots(self) -> dict[tuple[str, str], Slot]:

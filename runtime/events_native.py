@@ -20,7 +20,7 @@ from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.program import INPUT, Program
 from spikedeploy.runtime.events_input import Rows
-from spikedeploy.runtime.events_numpy import STEP
+from spikedeploy.runtime.events_loop import function_of
 from spikedeploy.runtime.events_ops import KINDS, PACK, Context, Packed
 from spikedeploy.runtime.events_pack import aligned, panels, up
 from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, inner_wires, needs, roots, uniform_amplitude
@@ -55,6 +55,7 @@ class Machine:
         self.compiled = all(group.compiled for group in self.plan)
         context = Context(program, batch, quantised)
         self.packed = {group.head.name: PACK[type(group.head)](context, group) for group in self.plan if group.compiled}
+        self.functions = {g.head.name: function_of(program, g.head, quantised) for g in self.plan if not g.compiled}
         self.stores: dict[str, State] = {
             g.head.name: zeros(program, batch, np.float32).get(g.head.name, {}) for g in self.plan if not g.compiled
         }
@@ -217,13 +218,14 @@ class Tape:
         return lambda steps: run(table, count, steps, batch, threads)
 
     def _interpreted(self, step: S.Step) -> Callable[[int], None]:
-        function, store = STEP[type(step)], self.machine.stores[step.name]
+        function: Any = self.machine.functions[step.name]
+        store = self.machine.stores[step.name]
 
         def run(steps: int) -> None:
             inputs = [self.view(wire, steps) for wire in step.inputs]
             found, batch = self.of(step.name), self.machine.batch
             for t in range(steps):
-                result = function(step, *(x[t] for x in inputs), store)
+                result = function(*(x[t] for x in inputs), store)
                 found.dense[t * batch : (t + 1) * batch, : found.size] = result.reshape(batch, -1)
 
         return run
@@ -280,7 +282,7 @@ class Tape:
 
     def single(self) -> Callable[[], object]:
         """One step as a call without arguments."""
-        if len(self.segments) > 1:
+        if len(self.segments) != 1 or not self.tables:
             return lambda: self.run(1)
         run, table, count = self.machine.lib.sd_event_run, self.tables[0], len(self.tables[0])
         step = partial(run, table, count, 1, self.machine.batch, self.machine.threads)

@@ -168,6 +168,36 @@ def test_integers_are_exact_and_close() -> None:
     assert y[:, 0].tobytes() == expected.tobytes()
 
 
+@needs_native
+@pytest.mark.parametrize("weights", ["float32", "int8", "int16"])
+def test_a_map_over_the_last_of_several_axes(weights: str) -> None:
+    """It has no compiled form; beside compiled steps it is the same integers all the same, row by row."""
+    rng = np.random.default_rng(3)
+    steps = (
+        S.Affine("y", ("input",), weight=rng.normal(size=(5, 9)), bias=rng.normal(size=5)),
+        S.LIF("s", ("y",), decay=np.array(0.9), threshold=np.array(0.5), reset="subtract"),
+    )
+    program = Program((3, 9), steps, (Output("s", "s"), Output("y", "y")))
+    x = np.where(rng.random((6, 2, 3, 9)) < 0.5, np.where(rng.random((6, 2, 3, 1)) < 0.5, 1, 0.3), 0).astype(np.float32)
+    plain, compiled = (EventEngine(program, 2, weights=weights, native=native) for native in (False, True))
+    assert_same(plain.run(x), compiled.run(x))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "step",
+    [S.TopK("y", ("input",), 2), S.Affine("y", ("input",), weight=np.eye(3), bias=None), S.Reshape("y", ("input",), (6,))],
+    ids=lambda step: type(step).__name__,
+)
+def test_a_program_without_any_compiled_step(step: S.Step, compiled: bool) -> None:
+    program = Program((2, 3), (step,), (Output("y", "y"),))
+    x = np.arange(-12, 12).reshape(4, 1, 2, 3).astype(np.float32)
+    engine = EventEngine(program, native=compiled and native.available())
+    exact = reference.run(program, x, dtype=np.float32).outputs["y"]
+    assert np.array_equal(engine.run(x).outputs["y"], exact)
+    assert all(np.array_equal(engine.step(now)["y"], y) for now, y in zip(x, exact, strict=True))
+
+
 def test_int16_refuses_a_sum_that_could_overflow() -> None:
     wide = Program((70_000,), (S.Affine("y", ("input",), weight=np.ones((1, 70_000)), bias=None),), (Output("y", "y"),))
     with pytest.raises(ModelRefused, match=r"layer 0 'y' \(Affine\): a fan-in of 70000; int16 sums must fit in 32 bits"):
