@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from spikedeploy import native
-from spikedeploy.nn import Leaky, StateLeaky
+from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky, Leaky, StateLeaky
 
 built = pytest.mark.skipif(not native.available(), reason="needs the native core")
 
@@ -84,4 +85,20 @@ def test_importing_the_package_imports_no_torch():
 def test_denormals_outside_are_left_alone():
     Leaky(0.9)(torch.zeros(100, 2, 3))
     StateLeaky(0.9, 3)(torch.zeros(100, 2, 3))
+    AssociativeLeaky(3, 2, 2)(torch.zeros(100, 2, 3))
     assert (torch.full((4,), 1e-40) * 1).count_nonzero() == 4
+
+
+@built
+@pytest.mark.parametrize("family", [AssociativeLeaky, DeltaRuleLeaky])
+def test_a_memory_that_fades_in_silence_ends_at_zero(family):
+    """And does not stay the smallest denormal number for good, at twice the time per step."""
+    torch.manual_seed(0)
+    layer, x = family(3, 2, 4, method="native"), torch.zeros(3000, 2, 3)
+    x[:10] = torch.randn(10, 2, 3)
+    with torch.no_grad():
+        layer.to_v.bias.zero_()
+        layer.to_alpha.bias.fill_(1.0)
+    _, last = layer(x, return_state=True)
+    assert last.abs().max() < sys.float_info.min
+    assert not last.count_nonzero() or platform.machine() not in ("x86_64", "AMD64")

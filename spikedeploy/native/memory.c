@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "clones.inc"
+#include "denormal.inc"
 #include "memory.h"
 
 enum { SEG = 64, ROWS = 4, LANES = 8, COLS = 16 };

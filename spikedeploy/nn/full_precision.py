@@ -1,4 +1,4 @@
-"""Under `torch.autocast` the matrix memories keep the precision of their weights: in 16 bits a state forgets within a few hundred steps."""
+"""Under `torch.autocast` the matrix memories keep the precision of their weights: 16 bits cannot tell a slow decay from none."""
 
 from __future__ import annotations
 
