@@ -18,7 +18,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Replace the file at `path` by `data` in one step; returns the path.
 
     Raises `BadInput` when the directory is missing, is not writable or is full; the old file, if there was one, is then untouched.
-    A symbolic link is followed: what it points at is replaced, the link stays.
+    A symbolic link is followed: what it points at is replaced, the link stays. A device or a pipe (`/dev/null`, `/dev/stdout`) is
+    written to, never replaced.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -26,7 +27,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     if not target.parent.is_dir():
         raise BadInput(message(f"output {path}", f"the directory {Path(path).parent} does not exist", "it must exist", "Create it first."))
     try:
-        _replace(target, data)
+        if Path(path).exists() and not Path(path).is_file():
+            Path(path).write_bytes(data)
+        else:
+            _replace(target, data)
     except OSError as error:
         raise BadInput(
             message(

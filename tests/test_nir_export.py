@@ -448,3 +448,15 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     atomic.write_bytes(link, b"new")
     assert link.is_symlink()
     assert real.read_bytes() == b"new"
+
+
+def test_a_pipe_or_a_device_is_written_to_not_replaced(tmp_path: Path) -> None:
+    from threading import Thread
+
+    pipe, found = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    atomic.write_bytes(pipe, b"new")
+    reader.join(10)
+    assert found == [b"new"] and pipe.is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
