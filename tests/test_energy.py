@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,17 +53,67 @@ def test_unknown_table() -> None:
         energy(report(), "tpu")
 
 
-@pytest.mark.parametrize("change", ["format", "price", "term", "json", "gone"])
-def test_bad_files(tmp_path: Path, change: str) -> None:
+def changed(**places: object) -> str:
+    """The package's own file with other values; `a__b` is `["a"]["b"]` of table 45nm, and `...` takes the entry out."""
     document = json.loads(files("spikedeploy").joinpath("data/energy.json").read_text())
-    table = document["tables"]["45nm"]
-    if change == "format":
-        document["format"] = "other"
-    elif change == "price":
-        table["prices"]["ac"]["pJ"] = -1
-    elif change == "term":
-        del table["prices"]["ac"]
+    for place, value in places.items():
+        *path, last = place.split("__")
+        inner = document if last in document else document["tables"]["45nm"]
+        for key in path:
+            inner = inner[key]
+        if value is ...:
+            del inner[last]
+        else:
+            inner[last] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "unreadable"),
+        ("[]", "unreadable"),
+        ("[" * 100_000, "unreadable .maximum recursion"),
+        (changed(format="other"), "unreadable .format 'other'"),
+        (changed(version=2), "unreadable"),
+        (changed(unit="nJ"), "unit 'nJ'"),
+        (changed(tables={}), "0 tables"),
+        (changed(tables={"": {}}), "unreadable|there is no"),
+        (changed(prices__ac__pJ=-1), "price of ac: -1, a number of pJ is needed"),
+        (changed(prices__ac__pJ=True), "price of ac: True"),
+        (changed(prices__ac__pJ="0.9"), "price of ac: '0.9'"),
+        (changed(prices__ac__pJ=float("nan")), "price of ac: nan"),
+        (changed(prices__ac__pJ=10**400), "price of ac: 1000"),
+        (changed(prices__ac__pJ=1e300), "price of ac: 1e.300"),
+        (changed(prices__ac=...), "each term once, with a price or excluded: ac"),
+        (changed(excluded__ac="why not"), "each term once, with a price or excluded: ac"),
+        (changed(excluded__rent="dear"), "each term once, with a price or excluded: rent"),
+        (changed(excluded=["spikes", "state_bytes", "weight_bytes"]), "unreadable"),
+        (changed(excluded__spikes=3), "excluded spikes is 3, a text is needed"),
+        (changed(prices__ac__grade=3), "grade of ac is 3"),
+        (changed(prices__ac__source=""), "source of ac is ''"),
+        (changed(title=...), "there is no 'title' in it"),
+        (changed(dense_mac__why=...), "there is no 'why' in it"),
+        (changed(quantised_mac__pJ=None), "quantised_mac: None"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, text: str) -> None:
     path = tmp_path / "prices.json"
-    path.write_text("{" if change == "json" else json.dumps(document))
-    with pytest.raises(BadInput, match="unreadable"):
-        energy(report(), path=str(path if change != "gone" else tmp_path / "gone.json"))
+    path.write_text(content)
+    with pytest.raises(BadInput, match=text):
+        energy(report(), path=str(path))
+
+
+def test_a_file_that_is_not_there_and_one_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    with pytest.raises(BadInput, match=r"unreadable .*No such file"):
+        energy(report(), path=str(path))
+    path.write_text(changed(prices__ac__pJ=2))
+    assert energy(report(acs=7), path=str(path)).total == 14
+    path.write_text(changed(prices__ac__pJ=3))
+    assert energy(report(acs=7), path=str(path)).total == 21
+
+
+def test_a_total_by_sample() -> None:
+    assert energy(replace(report(acs=10), batch=4)).per_sample == pytest.approx(10 * 0.9 / 4)
+    assert energy(report(functions=1)).per_sample is None

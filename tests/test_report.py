@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from spikedeploy import steps as S
 from spikedeploy.cli import main
+from spikedeploy.errors import BadInput
 from spikedeploy.program import Output, Program
 from spikedeploy.report import energy, measure
 from spikedeploy.report.counts import Report
@@ -86,6 +88,67 @@ def measure_wire(program: Program, x: np.ndarray, wire: str) -> np.ndarray:
     from spikedeploy.runtime import EventEngine
 
     return EventEngine(program, x.shape[1]).run(x, record=[wire]).wires[wire]
+
+
+def test_a_bias_drives_nobody_whatever_lies_between() -> None:
+    """An event in one corner of an image: what it reaches through a convolution, pooling, a skip and a reshape is driven, no one else."""
+    steps = (
+        S.Conv2d("conv", ("input",), weight=np.ones((1, 1, 2, 2)), bias=np.ones(1)),
+        S.Scale("half", ("conv",), scale=np.array(0.5), offset=np.array(1.0)),
+        S.SumPool2d("pool", ("half",), kernel=(2, 2), stride=(2, 2)),
+        S.Slice("last", ("input",), 3, 4),
+        S.Reshape("skip", ("last",), shape=(1, 2, 2)),
+        S.Add("both", ("pool", "skip")),
+        S.Reshape("flat", ("both",), shape=(4,)),
+        S.Integrator("mem", ("flat",), decay=np.array(0.5)),
+        S.Threshold("spk", ("mem",), threshold=np.array(1.0)),
+    )
+    padded = replace(steps[0], padding=(1, 1), stride=(1, 1))
+    program = Program((1, 4, 4), (padded, *steps[1:]), (Output("spk", "spk"),))
+    x = np.zeros((3, 1, 1, 4, 4), np.float32)
+    x[1, 0, 0, 0, 0] = 1  # the first pooled pixel, of which the tap at padding 1 makes one
+    x[2, 0, 0, 3, 3] = 1  # the last pooled pixel, and the last of the skip
+    mem = next(layer for layer in measure(program, x).layers if layer.name == "mem")
+    assert (mem.driven, mem.idle) == (0 + 1 + 1, 4 + 3 + 3)
+    assert measure(program, x).series["mem"].per_step["driven"].tolist() == [0, 1, 1]
+
+
+def test_every_count_by_step_and_by_sample() -> None:
+    program = random_program(8)
+    x = random_input(program, 8, 2300, 3)
+    document = json.loads(json.dumps(measure(program, x).as_dict()))
+    for layer in (*document["layers"], document["total"]):
+        for name in ("spikes", "acs", "macs", "dense", "driven", "idle", "elements", "state_bytes", "weight_bytes"):
+            steps, samples = layer["per_step"].get(name, [0]), layer["per_sample"].get(name, [0])
+            assert sum(steps) == sum(samples) == layer[name] and len(steps) in (1, 1000) and len(samples) in (1, 3)
+    piece, first = measure(program, x[:, 1:2]), document["per_step"]["first_step"]
+    assert [layer["per_sample"].get("driven", [0] * 3)[1] for layer in document["layers"]] == [layer.driven for layer in piece.layers]
+    early = measure(program, x[: first[1]])
+    assert [layer["per_step"].get("driven", [0])[0] for layer in document["layers"]] == [layer.driven for layer in early.layers]
+
+
+def test_a_state_space_layer_reads_every_weight_once() -> None:
+    parts = {name: np.full((3, 4), 0.5) for name in ("a_re", "a_im", "c_re", "c_im")}
+    program = Program((3,), (S.DiagonalSSM("ssm", ("input",), d=np.ones(3), **parts),), (Output("ssm", "ssm"),))
+    layer = measure(program, np.ones((2, 1, 3))).layers[0]
+    assert (layer.macs, layer.weight_bytes, layer.state_bytes) == (2 * (6 * 12 + 3), 2 * 4 * (4 * 12 + 3), 2 * 2 * 8 * 12)
+
+
+def test_text_shows_every_layer_that_costs_something() -> None:
+    steps = (
+        S.Embedding("e", ("input",), table=np.ones((3, 2))),
+        S.LayerNorm("norm", ("e",), None, None),
+        S.Activation("act", ("norm",), function="tanh"),
+    )
+    report = measure(Program((), steps, (Output("act", "act"),), "index"), np.ones((2, 1)))
+    lines = {line.split()[0]: line.split() for line in text(report, [], None).splitlines() if line}
+    assert lines["e"][-1] == lines["total"][-1] == "16" and lines["norm"][-4:-2] == ["16", "4"] and lines["act"][-3] == "4"
+
+
+@pytest.mark.parametrize("wild", [1e300, np.nan])
+def test_numbers_beyond_float32_are_refused(wild: float) -> None:
+    with pytest.raises(BadInput, match=r"beyond float32|NaN"):
+        measure(small(), np.full((2, 1, 3), wild))
 
 
 def test_counts_do_not_depend_on_the_engine_or_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +262,26 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run_cli([*base, "--prices", "nothing"]) == 2
     assert "one of 45nm, 45nm-sram, 45nm-dram, loihi is needed" in capsys.readouterr().err
     assert torch is not None
+
+
+def test_what_can_be_known_to_fail_fails_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in ((["--html", str(tmp_path / "no" / "a.html")], "there is no directory"), (["--prices", "x"], "energy table 'x'")):
+        assert run_cli(["report", "missing.pt", "--input", "missing.npy", *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_json_is_json_where_membranes_overflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import zoo
+
+    from spikedeploy.checkpoint import save
+
+    model, x = zoo.plain()
+    save(model, tmp_path / "model.pt", x)
+    np.save(tmp_path / "x.npy", np.full(x.shape, 3e38, np.float32))
+    with np.errstate(all="ignore"):
+        assert run_cli(["report", str(tmp_path / "model.pt"), "--input", str(tmp_path / "x.npy"), "--json"]) == 0
+
+    def never(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(capsys.readouterr().out, parse_constant=never)["steps"] == len(x)

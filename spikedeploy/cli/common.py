@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,9 +63,32 @@ def chosen(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def check_target(path: Path) -> None:
+    """What would make the writing fail is better said before the work than after it. Raises `BadInput`."""
+    from spikedeploy.errors import BadInput, message
+
+    if path.is_dir():
+        raise BadInput(message(f"output {path}", "it is a directory", "a file name is needed"))
+    if path.exists() and not path.is_file():
+        return
+    if not path.parent.is_dir():
+        raise BadInput(message(f"output {path}", f"there is no directory {path.parent}", "it must exist", "Create it first."))
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(message(f"output {path}", f"the directory {path.parent} may not be written", "write permission is needed"))
+
+
 def show(result: Mapping[str, Any], text: str, machine: bool) -> None:
-    """A result on stdout: JSON, or text for people."""
-    print(json.dumps(result, indent=2, default=_plain) if machine else text)
+    """A result on stdout: JSON, or text for people. JSON has no infinity and no NaN: null stands for both."""
+    print(json.dumps(_finite(result), indent=2, default=_plain, allow_nan=False) if machine else text)
+
+
+def _finite(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, show, single_thread, working
+from spikedeploy.cli.common import as_json, check_target, chosen, conversion, show, single_thread, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def _export(
     from spikedeploy.verify.run import require, verify
 
     with working("loading") as progress, tempfile.TemporaryDirectory(prefix="spikedeploy-") as folder:
-        _check_target(path)
+        check_target(path)
         x = load_input(input_file) if input_file else None
         opened = open_artifact(model_file, "model", model=meaning.pop("model", None))
         progress("converting")
@@ -110,18 +109,6 @@ def _export(
         "notes": list(program.notes),
         "certificate": certificate.as_dict(),
     }
-
-
-def _check_target(path: Path) -> None:
-    """What would make the writing fail is better said before the work than after it."""
-    from spikedeploy.errors import BadInput, message
-
-    if path.is_dir():
-        raise BadInput(message(f"output {path}", "it is a directory", "a file name is needed"))
-    if not path.parent.is_dir():
-        raise BadInput(message(f"output {path}", f"there is no directory {path.parent}", "it must exist", "Create it first."))
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(message(f"output {path}", f"the directory {path.parent} may not be written", "write permission is needed"))
 
 
 def _meant_to_be_equal(options: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, show, single_thread, working
+from spikedeploy.cli.common import as_json, check_target, chosen, conversion, reading, show, single_thread, working
 
 
 @click.command(
@@ -21,7 +21,7 @@ from spikedeploy.cli.common import as_json, chosen, conversion, show, single_thr
 @click.option("--price-file", metavar="FILE", help="A file of energy tables instead of the package's own.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Verify equivalence on the beginning of the data.")
 @conversion
-@click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own.")
+@reading
 @as_json
 def command(
     model_file: str,
@@ -32,6 +32,7 @@ def command(
     verify: bool,
     as_json: bool,
     dt: float | None,
+    discretisation: str | None,
     **given: Any,
 ) -> None:
     """Run MODEL (.pt or .nir) on data with the event-driven engine and count what it does.
@@ -42,15 +43,17 @@ def command(
     from spikedeploy.artifact import open_artifact, program_of
     from spikedeploy.report.evidence import gather
     from spikedeploy.report.measuring import measure
-    from spikedeploy.report.prices import energy, load_tables
+    from spikedeploy.report.prices import energy, prices_named
     from spikedeploy.report.text import text
     from spikedeploy.verify.inputs import fitted, load_input
 
     single_thread()
-    options = chosen(**given)
-    names = prices or tuple(load_tables(price_file))
+    options, file = chosen(**given), chosen(dt=dt, discretisation=discretisation)
+    names = prices_named(prices, price_file)
+    if page is not None:
+        check_target(Path(page))
     with working("reading") as progress:
-        opened = open_artifact(model_file, "model", "nir", **chosen(model=options.get("model"), dt=dt))
+        opened = open_artifact(model_file, "model", "nir", **chosen(model=options.get("model")), **file)
         x = load_input(input_file)
         program = program_of(opened, x, **{key: value for key, value in options.items() if key != "model"})
         data = fitted(program, x, input_file)
@@ -58,7 +61,7 @@ def command(
         report = measure(program, data)
         energies = [energy(report, name, path=price_file) for name in names]
         progress("verifying")
-        evidence = gather(model_file, program, data, options | chosen(dt=dt)) if verify else None
+        evidence = gather(model_file, program, data, options | file) if verify else None
     written = _write(page, report, energies, evidence, Path(model_file).name)
     document = report.as_dict() | {
         "energy": [found.as_dict() for found in energies],

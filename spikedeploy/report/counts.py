@@ -7,8 +7,8 @@ inputs of that step, over the batch, are all in {-1, 0, 1}, and a MAC otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,37 @@ def total_of(layers: tuple[LayerCount, ...]) -> LayerCount:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """A layer's counts by the names of `LayerCount`, those that are not zero: over time in the bins of `bins_of`, and by sample `(B,)`."""
+
+    per_step: Mapping[str, Counts]
+    per_sample: Mapping[str, Counts]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "per_step": {name: values.tolist() for name, values in self.per_step.items()},
+            "per_sample": {name: values.tolist() for name, values in self.per_sample.items()},
+        }
+
+
+def bins_of(steps: int) -> Counts:
+    """The first step of each bin."""
+    return np.unique(np.linspace(0, steps, min(steps, BINS) + 1).astype(np.int64))[:-1]
+
+
+def sum_of(series: Iterable[Series]) -> Series:
+    """All layers together."""
+    per_step: dict[str, Counts] = {}
+    per_sample: dict[str, Counts] = {}
+    for one in series:
+        for total, part in ((per_step, one.per_step), (per_sample, one.per_sample)):
+            for name, values in part.items():
+                total[name] = total[name] + values if name in total else values
+    return Series(per_step, per_sample)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
     """Distances `(membrane - threshold) / scale` of a spiking layer: counts between `edges`, and outside of them."""
 
@@ -103,6 +134,7 @@ class Report:
     per_sample  name -> `(B,)`, summed over steps: `acs`, `macs`, `spikes`
     rasters     spiking layer -> `(neurons, steps)` of the first sample, the beginning only
     histograms  spiking layer -> how far its membranes were from the threshold
+    series      layer -> its counts over time and by sample
     """
 
     steps: int
@@ -115,6 +147,7 @@ class Report:
     histograms: Mapping[str, Histogram]
     input_events: int
     input_values: int
+    series: Mapping[str, Series] = field(default_factory=dict)
 
     @property
     def total(self) -> LayerCount:
@@ -133,8 +166,11 @@ class Report:
 
     def binned(self, name: str) -> tuple[list[int], list[int]]:
         """A series over time in at most `BINS` bins: the first step of each, and its sum."""
-        edges = np.unique(np.linspace(0, self.steps, min(self.steps, BINS) + 1).astype(np.int64))[:-1]
+        edges = bins_of(self.steps)
         return edges.tolist(), np.add.reduceat(self.per_step[name], edges).tolist()
+
+    def _series(self, layer: str) -> dict[str, Any]:
+        return self.series[layer].as_dict() if layer in self.series else {}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; series over time in at most `BINS` bins."""
@@ -146,8 +182,8 @@ class Report:
             "steps": self.steps,
             "batch": self.batch,
             "input": {"events": self.input_events, "values": self.input_values, "sparsity": 1 - self.input_events / self.input_values},
-            "layers": [layer.as_dict() for layer in self.layers],
-            "total": self.total.as_dict(),
+            "layers": [layer.as_dict() | self._series(layer.name) for layer in self.layers],
+            "total": self.total.as_dict() | sum_of(self.series.values()).as_dict(),
             "synaptic": self.synaptic.as_dict(),
             "per_sample": {name: values.tolist() for name, values in self.per_sample.items()},
             "per_step": {"first_step": starts} | {name: self.binned(name)[1] for name in self.per_step},

@@ -11,7 +11,7 @@ from spikedeploy.report import pictures
 from spikedeploy.report.counts import Report
 from spikedeploy.report.evidence import Evidence
 from spikedeploy.report.prices import Energy
-from spikedeploy.report.text import COLUMNS, DEFINITIONS, headline, joules, number, percent, rows, undecided, verdict
+from spikedeploy.report.text import COLUMNS, DEFINITIONS, averages, headline, joules, number, percent, rows, undecided, verdict
 
 
 def html(report: Report, energies: Sequence[Energy], evidence: Evidence | None, title: str) -> str:
@@ -21,7 +21,7 @@ def html(report: Report, energies: Sequence[Energy], evidence: Evidence | None, 
     source = files("spikedeploy").joinpath("data/report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     return page.render(
-        title=title, version=__version__, report=report, headline=headline(report), definitions=DEFINITIONS,
+        title=title, version=__version__, report=report, headline=headline(report), averages=averages(report), definitions=DEFINITIONS,
         columns=COLUMNS, rows=rows(report), layers=_layers(report, evidence), operations=_operations(report),
         energies=[_energy(found) for found in energies], verdict=verdict(evidence), passed=_passed(evidence),
         certificate=None if evidence is None else evidence.certificate, undecided=None if evidence is None else undecided(evidence),
@@ -77,4 +77,4 @@ def _energy(found: Energy) -> Mapping[str, Any]:
         )
         for term in found.terms
     ]
-    return {"found": found, "picture": picture, "lines": lines, "of_dense": percent(found.of_dense)}
+    return {"found": found, "picture": picture, "lines": lines, "of_dense": percent(found.of_dense), "per_sample": joules(found.per_sample)}

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from spikedeploy import steps as S
 from spikedeploy.program import INPUT, Program
-from spikedeploy.report.counts import Counts, Histogram, LayerCount, Report
-from spikedeploy.report.rules import COST, READS_BEFORE, Cost, Moment
+from spikedeploy.report.counts import Counts, Histogram, LayerCount, Report, Series, bins_of
+from spikedeploy.report.reached import reached
+from spikedeploy.report.rules import COST, NEURONS, READS_BEFORE, Cost, Moment
 from spikedeploy.runtime.events import EventEngine
+from spikedeploy.runtime.events_input import dense_input
 from spikedeploy.runtime.reference import Real, check_input
 from spikedeploy.steps import Step
 
@@ -34,7 +36,7 @@ def measure(program: Program, x: npt.ArrayLike, *, native: bool | None = None) -
     engine = EventEngine(program, given.shape[1], native=native)
     record = [wire for wire in tally.wires if wire != INPUT]
     for first in range(0, len(given), tally.chunk):
-        now = np.ascontiguousarray(given[first : first + tally.chunk], np.float32)
+        now = dense_input(given[first : first + tally.chunk], program, given.shape[1])
         tally.add(first, {INPUT: now, **engine.run(now, record=record).wires})
     return tally.report()
 
@@ -53,6 +55,8 @@ class Tally:
     spread: dict[str, list[Any]] = field(default_factory=dict)
     last: dict[str, Real] = field(default_factory=dict)
     memos: dict[str, dict[str, Any]] = field(default_factory=dict)
+    over_time: dict[str, dict[str, Counts]] = field(default_factory=dict)
+    by_sample: dict[str, dict[str, Counts]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = ["acs", "macs", "input events", *(f"spikes {step.name}" for step in self.program.spiking)]
@@ -75,37 +79,48 @@ class Tally:
 
     def add(self, first: int, wires: Mapping[str, Real]) -> None:
         """One chunk that begins at step `first`."""
-        reached: dict[str, Any] = {}
         here = slice(first, first + len(wires[INPUT]))
         self.per_step["input events"][here] += _per_step(wires[INPUT])
         for step in self.counted:
-            self._add_step(step, wires, reached, here)
+            self._add_step(step, wires, here)
         for step in self.program.spiking:
             self._add_spikes(step, wires, here)
         self.last = {step.name: wires[step.name][-1] for step in self.counted if isinstance(step, READS_BEFORE)}
 
-    def _add_step(self, step: Step, wires: Mapping[str, Real], reached: dict[str, Any], here: slice) -> None:
-        output, before = wires[step.name], wires[step.name]
+    def _add_step(self, step: Step, wires: Mapping[str, Real], here: slice) -> None:
+        output, before, driven = wires[step.name], wires[step.name], None
         if isinstance(step, READS_BEFORE):
             start = self.last.get(step.name, np.zeros_like(output[0]))
             before = np.concatenate([start[None], output[:-1]])
+        if isinstance(step, NEURONS):
+            driven = _per_row(reached(self.program, wires, step.inputs[0]))
         memo = self.memos.setdefault(step.name, {})
-        cost = COST[type(step)](Moment(step, [wires[wire] for wire in step.inputs], output, before, reached.get(step.inputs[0]), memo))
-        reached[step.name] = cost.reached
-        total = self.totals.setdefault(step.name, {})
+        cost = COST[type(step)](Moment(step, [wires[wire] for wire in step.inputs], output, before, driven, memo))
         for name, value in _spread(cost, output.shape[:2]):
-            total[name] = total.get(name, 0) + int(value.sum())
+            self._count(step.name, name, value, here)
             if name in ("acs", "macs"):
                 self.per_step[name][here] += value.sum(axis=1)
                 self.per_sample[name] += value.sum(axis=0)
 
+    def _count(self, layer: str, name: str, value: Counts, here: slice) -> None:
+        """`value (T, B)` goes into the layer's sums, over everything, over time and by sample."""
+        total, found = self.totals.setdefault(layer, {}), int(value.sum())
+        total[name] = total.get(name, 0) + found
+        if not found:
+            return
+        bins = bins_of(self.steps)
+        over_time = self.over_time.setdefault(layer, {}).setdefault(name, np.zeros(len(bins), np.int64))
+        np.add.at(over_time, np.searchsorted(bins, np.arange(here.start, here.stop), "right") - 1, value.sum(axis=1))
+        by_sample = self.by_sample.setdefault(layer, {}).setdefault(name, np.zeros(self.batch, np.int64))
+        by_sample += value.sum(axis=0)
+
     def _add_spikes(self, step: Step, wires: Mapping[str, Real], here: slice) -> None:
         fired = wires[step.name].reshape(*wires[step.name].shape[:2], -1) != 0
-        total = self.totals[step.name]
-        total["spikes"] = total.get("spikes", 0) + int(np.count_nonzero(fired))
-        total["decisions"] = total.get("decisions", 0) + fired.size
-        self.per_step[f"spikes {step.name}"][here] += np.count_nonzero(fired, axis=(1, 2))
-        self.per_sample["spikes"] += np.count_nonzero(fired, axis=(0, 2))
+        spikes = _per_row(fired)
+        self._count(step.name, "spikes", spikes, here)
+        self._count(step.name, "decisions", np.full_like(spikes, fired.shape[2]), here)
+        self.per_step[f"spikes {step.name}"][here] += spikes.sum(axis=1)
+        self.per_sample["spikes"] += spikes.sum(axis=0)
         self._add_raster(step.name, fired, here.start)
         self._add_distances(step, wires)
 
@@ -151,7 +166,12 @@ class Tally:
             histograms={name: Histogram(kept[0], EDGES, *kept[1:]) for name, kept in self.spread.items()},
             input_events=int(self.per_step["input events"].sum()),
             input_values=self.steps * self.batch * prod(self.program.input_shape),
+            series={step.name: Series(self.over_time.get(step.name, {}), self.by_sample.get(step.name, {})) for step in self.counted},
         )
+
+
+def _per_row(x: Real) -> Counts:
+    return np.count_nonzero(x.reshape(*x.shape[:2], -1), axis=2).astype(np.int64)
 
 
 def _per_step(x: Real) -> Counts:
@@ -161,5 +181,4 @@ def _per_step(x: Real) -> Counts:
 def _spread(cost: Cost, shape: tuple[int, int]) -> Iterator[tuple[str, Counts]]:
     """Every count as `(T, B)`."""
     for item in fields(cost):
-        if item.name != "reached":
-            yield item.name, np.broadcast_to(np.asarray(getattr(cost, item.name), np.int64), shape)
+        yield item.name, np.broadcast_to(np.asarray(getattr(cost, item.name), np.int64), shape)

@@ -8,9 +8,8 @@ Beside it, always: a dense network of the same shape (every multiply-accumulate 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from spikedeploy.report.counts import Report
 
 TERMS = ("ac", "mac", "driven", "idle", "spikes", "elements", "functions", "state_bytes", "weight_bytes")
 FORMAT = "spikedeploy.energy"
+LARGEST = 1e12
+"""pJ: one joule for one operation is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +66,72 @@ class Energy:
     inferences: int
 
     @property
+    def per_sample(self) -> float | None:
+        """The total by the number of samples."""
+        return None if self.total is None else self.total / self.inferences
+
+    @property
     def of_dense(self) -> float | None:
         """Share of the dense network's energy."""
         return None if self.total is None or not self.dense else self.total / self.dense
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, with the lines' totals."""
-        plain = asdict(self) | {"excluded": dict(self.excluded), "of_dense": self.of_dense}
+        plain = asdict(self) | {"excluded": dict(self.excluded), "of_dense": self.of_dense, "per_sample": self.per_sample}
         return plain | {"terms": [asdict(term) | {"total": term.total} for term in self.terms]}
 
 
-@cache
 def load_tables(path: str | None = None) -> Mapping[str, Mapping[str, Any]]:
     """The price tables by name, from the package or from a file of the same form. Raises `BadInput` on any other file."""
     source = files("spikedeploy").joinpath("data/energy.json") if path is None else Path(path)
     where = "energy table" if path is None else str(path)
     try:
         document = json.loads(source.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT or document["version"] != 1:
-            raise ValueError(f"format {document['format']!r}")
+        if (document["format"], document["version"], document["unit"]) != (FORMAT, 1, "pJ") or not document["tables"]:
+            raise ValueError(f"format {document['format']!r}, unit {document['unit']!r}, {len(document['tables'])} tables")
         tables: Mapping[str, Mapping[str, Any]] = document["tables"]
         for name, table in tables.items():
             _check(name, table)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(message(where, f"unreadable ({error})", f"a {FORMAT} version 1 file is needed")) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = f"there is no {error} in it" if isinstance(error, KeyError) else f"unreadable ({str(error)[:200]})"
+        raise BadInput(message(where, found, f"a {FORMAT} version 1 file is needed")) from None
     return tables
 
 
 def _check(name: str, table: Mapping[str, Any]) -> None:
-    for key in ("title", "grade", "source", "missing"):
-        if not table[key]:
-            raise ValueError(f"table {name} has no {key}")
-    for term, entry in table["prices"].items():
-        price = entry["pJ"]
-        if (
-            term not in TERMS
-            or not (entry["why"] and entry["source"] and entry["grade"])
-            or not (price is None or 0 <= price < float("inf"))
-        ):
-            raise ValueError(f"table {name}, price of {term}")
-    unnamed = set(TERMS) - set(table["prices"]) - set(table["excluded"])
-    if unnamed:
-        raise ValueError(f"table {name} neither prices nor excludes {', '.join(sorted(unnamed))}")
+    """Raises where something is missing, has another form, or is said twice."""
+    prices, excluded = table["prices"], table["excluded"]
+    sentences = {key: table[key] for key in ("title", "grade", "source", "missing")} | {
+        f"excluded {key}": excluded[key] for key in excluded
+    }
     for key in ("dense_mac", "quantised_mac"):
-        if not 0 <= table[key]["pJ"] < float("inf"):
-            raise ValueError(f"table {name}, {key}")
+        _check_price(f"table {name}, {key}", table[key]["pJ"])
+        sentences[f"why of {key}"] = table[key]["why"]
+    for term, entry in prices.items():
+        if entry["pJ"] is not None:
+            _check_price(f"table {name}, price of {term}", entry["pJ"])
+        sentences |= {f"{key} of {term}": entry[key] for key in ("why", "source", "grade")}
+    for key, text in sentences.items():
+        if not (isinstance(text, str) and text):
+            raise ValueError(f"table {name!r}: {key} is {text!r}, a text is needed")
+    named = [*prices, *excluded]
+    wrong = sorted({*(set(TERMS) ^ set(named)), *(term for term in named if named.count(term) > 1)})
+    if wrong or not name:
+        raise ValueError(f"table {name!r} must have a name, and each term once, with a price or excluded: {', '.join(wrong)}")
+
+
+def _check_price(where: str, price: Any) -> None:
+    if not isinstance(price, int | float) or isinstance(price, bool) or not 0 <= price <= LARGEST:
+        raise ValueError(f"{where}: {price!r}, a number of pJ is needed")
+
+
+def prices_named(names: Sequence[str], path: str | None = None) -> tuple[str, ...]:
+    """The tables of these names, each once; all of the file where none is named. Raises `BadInput` for one that does not exist."""
+    tables = load_tables(path)
+    for name in names:
+        if name not in tables:
+            raise BadInput(message(f"energy table '{name}'", "there is none of this name", f"one of {', '.join(tables)} is needed"))
+    return tuple(dict.fromkeys(names)) or tuple(tables)
 
 
 def counts_of(report: Report) -> dict[str, int]:
@@ -120,10 +142,8 @@ def counts_of(report: Report) -> dict[str, int]:
 
 def energy(report: Report, table: str = "45nm", *, path: str | None = None) -> Energy:
     """The report's counts at the prices of one table. Raises `BadInput` for a table that does not exist."""
-    tables = load_tables(path)
-    if table not in tables:
-        raise BadInput(message(f"energy table '{table}'", "there is none of this name", f"one of {', '.join(tables)} is needed"))
-    chosen, counts = tables[table], counts_of(report)
+    (table,) = prices_named([table], path)
+    chosen, counts = load_tables(path)[table], counts_of(report)
     terms = tuple(
         Term(name, counts[name], entry["pJ"], entry["why"], entry["source"], entry["grade"]) for name, entry in chosen["prices"].items()
     )

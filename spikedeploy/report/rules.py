@@ -11,7 +11,6 @@ import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.report.counts import Counts
-from spikedeploy.runtime import reference
 from spikedeploy.runtime.reference import Real
 from spikedeploy.steps import Array, Step
 
@@ -29,13 +28,12 @@ class Cost:
     functions: Any = 0
     state_bytes: Any = 0
     weight_bytes: Any = 0
-    reached: Any = None
-    """Of a linear map: how many outputs received an event."""
 
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """One step in one chunk: its inputs and output `(T, B, *shape)`, what it had before, what is known of the map before it."""
+    """One step in one chunk: its inputs and output `(T, B, *shape)`, what it had before, how many of its inputs received an event
+    `(T, B)`, and what it keeps from chunk to chunk."""
 
     step: Any
     inputs: list[Real]
@@ -74,12 +72,8 @@ def affine(m: Moment) -> Cost:
     fan = connected.sum(axis=0).astype(np.float64)
     operations = _whole((active.astype(np.float64) @ fan).reshape(*active.shape[:2], -1).sum(axis=2))
     rows = _nonzero(active)
-    if connected.all():
-        reached = (np.any(active, axis=-1) * out).reshape(*active.shape[:2], -1).sum(axis=2)
-    else:
-        reached = _nonzero(active.astype(np.float32) @ connected.T.astype(np.float32))
     places = prod(active.shape[2:-1])
-    return Cost(dense=places * out * wide, weight_bytes=rows * (out * 4), reached=reached, **_split(m.inputs[0], operations))
+    return Cost(dense=places * out * wide, weight_bytes=rows * (out * 4), **_split(m.inputs[0], operations))
 
 
 def _fan_out(step: S.Conv2d, shape: tuple[int, ...], weight: Array) -> Array:
@@ -103,15 +97,7 @@ def conv2d(m: Moment) -> Cost:
         m.memo["all"] = _fan_out(step, x.shape[2:], np.ones_like(step.weight))
     active = _rows(x != 0).astype(np.float64)
     operations, weights = _whole(active @ m.memo["fan"].ravel()), _whole(active @ m.memo["all"].ravel())
-    return Cost(dense=int(m.memo["all"].sum()), weight_bytes=weights * 4, reached=_reached(step, x), **_split(x, operations))
-
-
-def _reached(step: S.Conv2d, x: Real) -> Counts:
-    binary = S.Conv2d(
-        step.name, step.inputs, (step.weight != 0).astype(np.float32), None, step.stride, step.padding, step.dilation, step.groups
-    )
-    seen = reference.conv2d(binary, (x != 0).astype(np.float32).reshape(-1, *x.shape[2:]), {})
-    return np.count_nonzero(seen.reshape(*x.shape[:2], -1) > 0.5, axis=2).astype(np.int64)
+    return Cost(dense=int(m.memo["all"].sum()), weight_bytes=weights * 4, **_split(x, operations))
 
 
 def matmul(m: Moment) -> Cost:
@@ -122,8 +108,7 @@ def matmul(m: Moment) -> Cost:
 
 def _neurons(m: Moment) -> Cost:
     size = prod(m.output.shape[2:])
-    driven = _nonzero(m.inputs[0]) if m.reached is None else m.reached
-    return Cost(driven=driven, idle=size - driven, state_bytes=8 * size)
+    return Cost(driven=m.reached, idle=size - m.reached, state_bytes=8 * size)
 
 
 def matrix_memory(m: Moment) -> Cost:
@@ -142,9 +127,9 @@ def delta_memory(m: Moment) -> Cost:
 
 
 def diagonal_ssm(m: Moment) -> Cost:
-    modes = m.step.a_re.size
-    macs = 6 * modes + m.step.d.size
-    return Cost(macs=macs, dense=macs, state_bytes=16 * modes, weight_bytes=4 * macs)
+    modes, channels = m.step.a_re.size, m.step.d.size
+    macs = 6 * modes + channels
+    return Cost(macs=macs, dense=macs, state_bytes=16 * modes, weight_bytes=4 * (4 * modes + channels))
 
 
 def _elementwise(times: int) -> Callable[[Moment], Cost]:
@@ -192,6 +177,9 @@ COST: Mapping[type[Step], Callable[[Moment], Cost]] = {
     S.DiagonalSSM: diagonal_ssm,
 }
 """Per step kind its cost; `Reshape` and `Slice` cost nothing. The comparison of a `Threshold` belongs to the update of its neuron."""
+
+NEURONS = (S.Integrator, S.LIF)
+"""Kinds whose updates are driven or idle."""
 
 READS_BEFORE = (S.MatrixMemory, S.DeltaMemory)
 """Kinds whose cost depends on the state before the step."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spikedeploy.report.counts import LayerCount, Report
+from spikedeploy.report.counts import ADDITIVE, LayerCount, Report
 from spikedeploy.report.evidence import Evidence
 from spikedeploy.report.prices import Energy, Term
 
 COLUMNS = (
     "layer", "kind", "spikes", "rate", "act. sparsity", "conn. sparsity", "ACs", "MACs", "dense MACs", "updates driven", "idle",
-    "state bytes",
-    "weight bytes",
+    "elements", "functions", "state bytes", "weight bytes",
 )  # fmt: skip
 DEFINITIONS = (
     "An effective operation is a nonzero input times a nonzero weight; AC where a layer's inputs of the step are all in {-1, 0, 1},"
@@ -32,15 +31,30 @@ def number(value: int) -> str:
 def cells(layer: LayerCount) -> list[str]:
     """One row of the table."""
     spikes = f"{number(layer.spikes)} / {number(layer.decisions)}" if layer.decisions else ""
-    counts = (layer.acs, layer.macs, layer.dense, layer.driven, layer.idle, layer.state_bytes, layer.weight_bytes)
+    counts = (layer.acs, layer.macs, layer.dense, layer.driven, layer.idle, layer.elements, layer.functions)
+    moved = (layer.state_bytes, layer.weight_bytes)
     ratios = (layer.rate, layer.activation_sparsity, layer.connection_sparsity)
-    return [layer.name, layer.kind, spikes, *map(percent, ratios), *map(number, counts)]
+    return [layer.name, layer.kind, spikes, *map(percent, ratios), *map(number, counts + moved)]
 
 
 def rows(report: Report) -> list[list[str]]:
     """All layers that cost something or spike, and the total."""
-    shown = [layer for layer in report.layers if any(cells(layer)[2:6]) or layer.acs + layer.macs + layer.dense + layer.state_bytes]
+    shown = [layer for layer in report.layers if any(getattr(layer, name) for name in ADDITIVE)]
     return [cells(layer) for layer in (*shown, report.total)]
+
+
+def averages(report: Report) -> list[str]:
+    """What one step of the whole batch, and one sample of all steps, takes on average, and the least and the most."""
+    found = []
+    for what, (acs, macs) in {
+        "step": (report.per_step["acs"], report.per_step["macs"]), "sample": (report.per_sample["acs"], report.per_sample["macs"])
+    }.items():  # fmt: skip
+        both, count = acs + macs, len(acs)
+        found.append(
+            f"per {what}: {report.total.spikes / count:,.2f} spikes, {int(both.sum()) / count:,.2f} effective operations"
+            f" ({number(int(both.min()))} to {number(int(both.max()))})"
+        )
+    return found
 
 
 def _table(lines: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -71,6 +85,8 @@ def energy_lines(found: Energy) -> Iterator[str]:
     """One table of prices."""
     yield f"{found.table}: {found.title}"
     total = joules(found.total) if found.total is not None else f"refused: no price for {', '.join(found.refused)}"
+    if found.per_sample is not None:
+        total += f" ({joules(found.per_sample)} per sample)"
     yield f"  total {total}; dense float32 network {joules(found.dense)}, dense int8 network {joules(found.quantised)}"
     if found.of_dense is not None:
         yield f"  {found.of_dense:.2%} of the dense network"
@@ -105,6 +121,7 @@ def text(report: Report, energies: Sequence[Energy], evidence: Evidence | None) 
     lines = [
         f"{report.steps:,} steps, batch {report.batch}; input {number(report.input_events)} events, {sparsity:.2%} zero;",
         headline(report),
+        *averages(report),
         "",
         *_table([list(COLUMNS), *rows(report)]),
         "",
