@@ -1,7 +1,7 @@
 """`Leaky` over a whole sequence `(T, B, C)`: drop-in for snnTorch 1.0.0's in constructor, parameter names and state_dict, both ways.
 
 Not reproduced: the library silently goes on from the last call's membrane when shapes agree. Here every call starts from zero or
-from `mem`; `init_hidden=True` goes on, as asked for.
+from `mem`; `init_hidden=True` goes on, as asked for, until `reset_mem()` (`snntorch.utils.reset` finds the library's own layers only).
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from spikedeploy.errors import BadInput, message
 from spikedeploy.nn.neuron import Method, Neuron, Reset
-from spikedeploy.nn.scan import Parameter, scan
-from spikedeploy.nn.scan_loop import iterate
+from spikedeploy.nn.scan import Parameter, check_route, scan
 from spikedeploy.nn.spiking import Output, Quantise, Spiking
 from spikedeploy.nn.state_leaky import LinearLeaky, StateLeaky
 from spikedeploy.nn.surrogate import Spike, Surrogate
@@ -28,6 +27,7 @@ class Leaky(Spiking):
     """
 
     beta: Tensor
+    mem: Tensor | None
 
     def __init__(
         self,
@@ -59,11 +59,14 @@ class Leaky(Spiking):
         self.init_hidden, self.inhibition, self.reset_delay = init_hidden, inhibition, reset_delay
         self.method: Method = method
         self.batch_chunk = batch_chunk
-        self.mem: Tensor | None = None
+        self.register_buffer("mem", None, persistent=False)
+        check_route(threshold, self._neuron(False), method, batch_chunk, self._quantise())
 
     def reset_mem(self) -> None:
         """Forget the state that `init_hidden=True` keeps between calls."""
         self.mem = None
+
+    init_leaky = reset_mem
 
     def forward(self, input_: Tensor, mem: Tensor | None = None, return_state: bool = False) -> Output:
         if self.init_hidden and mem is not None:
@@ -78,14 +81,14 @@ class Leaky(Spiking):
             return (*results, final)
         return results if len(results) > 1 else spk
 
+    def _neuron(self, final: bool) -> Neuron:
+        return Neuron(self._reset, self.reset_delay or self._reset == "none", True, False, False, 1, self.spike_grad, True, final)
+
     def _scan(self, x: Tensor, start: Tensor | None, final: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        delay = self.reset_delay or self._reset == "none"
-        neuron = Neuron(self._reset, delay, True, False, False, 1, self.spike_grad, True, final)
-        beta = self.beta.clamp(0, 1)
-        quantise = self._quantise()
-        if quantise is None:
-            return scan(x, beta, self.threshold, self.graded_spikes_factor, start, neuron, self.method, self.batch_chunk)
-        return iterate(x, beta, self.threshold, self.graded_spikes_factor, start, neuron, quantise)
+        return scan(
+            x, self.beta.clamp(0, 1), self.threshold, self.graded_spikes_factor, start, self._neuron(final), self.method, self.batch_chunk,
+            quantise=self._quantise(),
+        )  # fmt: skip
 
     def step(self, x: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step `(B, ...)` of the same arithmetic: `(spk, mem)`."""

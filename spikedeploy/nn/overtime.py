@@ -30,10 +30,8 @@ class OverTime(nn.Module):
 def forget(module: nn.Module) -> None:
     """Empty the membrane that snnTorch's `Leaky` keeps between calls, and our own `Leaky`'s with `init_hidden`."""
     for layer in module.modules():
-        if isinstance(getattr(layer, "mem", None), Tensor) and "mem" in layer._buffers:
+        if layer._buffers.get("mem") is not None:
             layer._buffers["mem"] = torch.zeros(0)
-        elif "mem" in layer.__dict__:
-            layer.__dict__["mem"] = None
 
 
 def stack(results: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from spikedeploy.errors import BadInput, message
 from spikedeploy.nn import scan_native
 from spikedeploy.nn.neuron import METHODS, RESETS, Method, Neuron, Reset
 from spikedeploy.nn.scan_linear import linear_scan
-from spikedeploy.nn.scan_loop import amplify, decay_of, fire, iterate
+from spikedeploy.nn.scan_loop import Quantise, amplify, decay_of, fire, iterate
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.uncompiled import uncompiled
 
@@ -79,18 +79,20 @@ def scan(
     method: Method = "auto",
     batch_chunk: int | None = None,
     out: tuple[Tensor | None, Tensor] | None = None,
+    quantise: Quantise | None = None,
 ) -> Result:
-    """`leaky_scan` on a prepared `Neuron`; final is None unless `neuron.final`."""
-    _check(x, threshold, neuron, method)
+    """`leaky_scan` on a prepared `Neuron`; final is None unless `neuron.final`. `quantise` acts on the state at every step."""
+    check_sequence(x)
+    check_route(threshold, neuron, method, batch_chunk, quantise)
     if x.dtype not in (torch.float32, torch.float64):
-        spk, mem, final = scan(x.float(), decay, threshold, graded, initial, neuron, method, batch_chunk)
+        spk, mem, final = scan(x.float(), decay, threshold, graded, initial, neuron, method, batch_chunk, quantise=quantise)
         return None if spk is None else spk.to(x.dtype), mem.to(x.dtype), final
     d, threshold, graded = fit("decay", decay, x), _optional("threshold", threshold, x), _optional("graded", graded, x)
     if initial is not None:
         initial = _state(initial, x, neuron)
-    route = choose(x, neuron) if method == "auto" else method
-    if route == "iterative" and not neuron.linear:
-        spk, mem, last = iterate(x, d, threshold, graded, initial, neuron)
+    route = "iterative" if quantise else choose(x, neuron) if method == "auto" else method
+    if route == "iterative" and (quantise or not neuron.linear):
+        spk, mem, last = iterate(x, d, threshold, graded, initial, neuron, quantise)
         return spk, mem, last if neuron.final else None
     if route in ("native", "triton"):
         return _fused(route, x, d, threshold, graded, initial, neuron, out)
@@ -108,11 +110,23 @@ def choose(x: Tensor, neuron: Neuron) -> Method:
     return "prefix" if neuron.linear and neuron.wide_state and x.shape[0] > 1 else "iterative"
 
 
-def _check(x: Tensor, threshold: Parameter | None, neuron: Neuron, method: str) -> None:
+def check_sequence(x: Tensor) -> None:
+    """Raises `BadInput` for what is no sequence of numbers `(T, B, ...)`."""
     if x.dim() < 2 or x.numel() == 0:
         raise BadInput(message("leaky neuron", f"an input of shape {tuple(x.shape)}", "(T, B, ...) is needed, with no empty axis"))
     if not x.is_floating_point():
         raise BadInput(message("leaky neuron", f"an input of {x.dtype}", "floating point is needed", "Call `x.float()`."))
+
+
+def check_route(
+    threshold: Parameter | None, neuron: Neuron, method: str, batch_chunk: int | None = None, quantise: Quantise | None = None
+) -> None:
+    """Raises `BadInput` for a method that does not exist, or that this neuron does not admit."""
+    if batch_chunk is not None and (not isinstance(batch_chunk, int) or batch_chunk < 1):
+        raise BadInput(message("leaky neuron", f"batch_chunk {batch_chunk!r}", "at least 1 batch item, a whole number, or None is needed"))
+    if quantise is not None and method not in ("auto", "iterative"):
+        found = f"method {method!r} with a state that is quantised at every step"
+        raise BadInput(message("leaky neuron", found, "no other route than the loop applies", 'Use "iterative" or "auto".'))
     if neuron.reset not in RESETS:
         raise BadInput(message("leaky neuron", f"reset {neuron.reset!r}", f"one of {', '.join(RESETS)} is needed"))
     if method not in METHODS:
@@ -134,7 +148,7 @@ def _check(x: Tensor, threshold: Parameter | None, neuron: Neuron, method: str) 
 
 
 def _optional(name: str, p: Parameter | None, x: Tensor) -> Tensor | None:
-    return None if p is None else fit(name, p, x)
+    return None if p is None else fit(name, p, x).to(x.dtype)
 
 
 def fit(name: str, p: Parameter, x: Tensor) -> Tensor:
@@ -143,7 +157,9 @@ def fit(name: str, p: Parameter, x: Tensor) -> Tensor:
         return torch.tensor(p, dtype=x.dtype, device=x.device)
     if p.dtype not in (torch.float32, torch.float64):
         p = p.float()
-    if p.numel() == 1 or p.shape == x.shape[-1:]:
+    if p.numel() == 1:
+        return p.reshape(())
+    if p.shape == x.shape[-1:]:
         return p.contiguous()
     try:
         return p.expand(x.shape[1:]).contiguous()

@@ -44,6 +44,8 @@ class Spiking(nn.Module):
     ) -> None:
         super().__init__()
         self._check_reset(reset_mechanism)
+        if state_quant and not callable(state_quant):
+            raise BadInput(message(type(self).__name__, f"state_quant {state_quant!r}", "a function of the state, or False, is needed"))
         self.spike_grad = Surrogate("zero") if surrogate_disable else recognise(spike_grad)
         self.surrogate_disable, self.state_quant, self.output = surrogate_disable, state_quant, output
         self._learnable("threshold", threshold, learn_threshold)
@@ -77,7 +79,10 @@ class Spiking(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._reset = CODES_RESET[int(self.reset_mechanism_val)]
+        code = int(self.reset_mechanism_val)
+        if code not in CODES_RESET:
+            raise BadInput(message(type(self).__name__, f"a checkpoint with reset_mechanism_val {code}", "0, 1 or 2 is needed"))
+        self._reset = CODES_RESET[code]
 
     def _quantise(self) -> Quantise | None:
-        return None if isinstance(self.state_quant, bool) else self.state_quant
+        return self.state_quant if callable(self.state_quant) else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikedeploy.errors import BadInput, message
 from spikedeploy.nn.neuron import Method, Neuron
-from spikedeploy.nn.scan import Parameter, scan
+from spikedeploy.nn.scan import Parameter, check_route, check_sequence, scan
 from spikedeploy.nn.scan_loop import amplify, fire
 from spikedeploy.nn.spiking import Output, Quantise, Spiking
 from spikedeploy.nn.surrogate import Spike, Surrogate
@@ -61,12 +61,14 @@ class StateLeaky(Spiking):
         beta = torch.as_tensor(beta)
         if beta.shape not in ((), (1,), (channels,)):
             raise BadInput(message("StateLeaky", f"beta of shape {tuple(beta.shape)}", f"one value or ({channels},) is needed"))
-        if kernel_truncation_steps is not None and kernel_truncation_steps < 1:
-            raise BadInput(message("StateLeaky", f"kernel_truncation_steps {kernel_truncation_steps}", "at least 1 is needed"))
+        if kernel_truncation_steps is not None and (not isinstance(kernel_truncation_steps, int) or kernel_truncation_steps < 1):
+            found = f"kernel_truncation_steps {kernel_truncation_steps!r}"
+            raise BadInput(message("StateLeaky", found, "at least 1 step, a whole number, or None is needed"))
         self._learnable("tau", 1 / (1 - beta + 1e-12), learn_beta)
         self.channels, self.kernel_truncation_steps = channels, kernel_truncation_steps
         self.method: Method = method
         self.batch_chunk = batch_chunk
+        check_route(threshold, self._neuron(False, output), method, batch_chunk)
 
     @property
     def beta(self) -> Tensor:
@@ -108,6 +110,7 @@ class StateLeaky(Spiking):
 
     def _truncated(self, x: Tensor, state: Tensor | None, keep: bool, steps: int) -> tuple[None, Tensor, Tensor | None]:
         """`u_t = d u_{t-1} + x_t - d^K x_{t-K}` in float64, where the difference of the two terms keeps its digits."""
+        check_sequence(x)
         if state is not None and state.shape != (steps - 1, *x.shape[1:]):
             needed = f"the {steps - 1} inputs before, {(steps - 1, *x.shape[1:])}, are needed"
             raise BadInput(message("StateLeaky with kernel_truncation_steps", f"a state of shape {tuple(state.shape)}", needed))
