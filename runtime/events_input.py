@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spikedeploy import native
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import Program
 from spikedeploy.runtime.reference import Real, check_input
 from spikedeploy.steps import Array, frozen_array
+
+MOST_ROWS = 2**31 - 1
+"""Steps times samples of one sequence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +40,7 @@ class Events:
         for name in ("index", "time", "value", "sample"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, frozen_array(value))
+                object.__setattr__(self, name, frozen_array(plain_array(f"events.{name}", value)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +53,14 @@ class Rows:
     ones: npt.NDArray[np.uint8]
 
 
+def plain_array(where: str, value: Any) -> Array:
+    """`value` as an array; raises `BadInput` where it is none, lists of different lengths for instance."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadInput(message(where, str(error), "an array of numbers is needed")) from None
+
+
 def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArray[np.int64]:
     if value is None:
         return np.zeros(count, np.int64)
@@ -56,7 +68,7 @@ def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArr
         raise BadInput(message(f"events.{name}", f"{value.dtype} of shape {value.shape}", f"({count},) whole numbers are needed"))
     if count and (value.min() < 0 or value.max() >= limit):
         raise BadInput(message(f"events.{name}", f"values from {value.min()} to {value.max()}", f"they must lie in [0, {limit})"))
-    return value.astype(np.int64)
+    return np.ascontiguousarray(value, np.int64)
 
 
 def _values(value: Array | None, count: int) -> npt.NDArray[np.float32]:
@@ -72,25 +84,44 @@ def _values(value: Array | None, count: int) -> npt.NDArray[np.float32]:
     return narrow
 
 
+def _whole(where: str, value: object, least: int, most: int) -> int:
+    """A whole number in `[least, most]`; `True` is none."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise BadInput(message(where, f"{value!r}", f"a whole number from {least} to {most} is needed"))
+    return int(value)
+
+
 def sort_events(events: Events, program: Program, batch: int) -> Rows:
     """Checks the events and sorts them; raises `BadInput`."""
-    size, count = prod(program.input_shape), len(np.atleast_1d(events.index))
-    if not isinstance(events.steps, int | np.integer) or events.steps < 1:
-        raise BadInput(message("events.steps", f"{events.steps!r} steps", "a whole number, at least one, is needed"))
+    steps = _whole("events.steps", events.steps, 1, MOST_ROWS // batch)
     if program.input_kind != "float":
         raise BadInput(message("events", "the model reads whole numbers (tokens)", "give them as an array"))
-    index, time = _column("index", events.index, count, size), _column("time", events.time, count, events.steps)
-    sample = _column("sample", events.sample, count, batch)
+    size, count = prod(program.input_shape), len(np.atleast_1d(events.index))
+    index, time = _column("index", events.index, count, size), _column("time", events.time, count, steps)
+    sample = None if events.sample is None else _column("sample", events.sample, count, batch)
     value = _values(events.value, count)
-    place, where = np.unique((time * batch + sample) * size + index, return_inverse=True)
+    start, ones = np.empty(steps * batch + 1, np.int64), np.ones(steps * batch, np.uint8)
+    if native.available():
+        ffi, lib = native.core()
+        columns = [ffi.NULL if c is None else ffi.from_buffer("int64_t[]", c) for c in (index, time, sample)]
+        place = np.empty(count, np.uint32)
+        into = ffi.from_buffer("int64_t[]", start), ffi.from_buffer("uint32_t[]", place), ffi.from_buffer("uint8_t[]", ones)
+        if lib.sd_event_rows(*columns, ffi.from_buffer("float[]", value), count, size, steps, batch, *into):
+            return Rows(start, place, value, ones)
+    return _sorted(index, time * batch if sample is None else time * batch + sample, value, size, steps * batch)
+
+
+def _sorted(index: npt.NDArray[np.int64], row: npt.NDArray[np.int64], value: npt.NDArray[np.float32], size: int, rows: int) -> Rows:
+    """Events in any order, several at one place added up."""
+    place, where = np.unique(row * size + index, return_inverse=True)
     total = np.zeros(len(place), np.float32)
     with np.errstate(over="ignore"):
         np.add.at(total, where, value)
     if not np.isfinite(total).all():
         raise BadInput(message("events.value", "values at one place and step that add up beyond float32", "finite sums are needed"))
     place, total = place[total != 0], total[total != 0]
-    start = np.searchsorted(place, np.arange(events.steps * batch + 1) * size)
-    ones = np.ones(events.steps * batch, np.uint8)
+    start = np.searchsorted(place, np.arange(rows + 1) * size)
+    ones = np.ones(rows, np.uint8)
     ones[place[total != 1] // size] = 0
     return Rows(start, (place % size).astype(np.uint32), total, ones)
 
@@ -105,7 +136,7 @@ def densify(rows: Rows, program: Program, batch: int) -> Real:
 
 def dense_input(x: Any, program: Program, batch: int, *, checked: bool = True) -> Real:
     """`x (T, B, *input_shape)` in float32, C order. checked: NaN, infinity and numbers beyond float32 are refused here."""
-    array = np.asarray(x)
+    array = plain_array("input", x)
     checked = checked or array.dtype != np.float32 or array.ndim != len(program.input_shape) + 2 or program.input_kind != "float"
     if checked or array.shape[2:] != program.input_shape or 0 in array.shape:
         array = check_input(program, array)

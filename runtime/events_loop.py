@@ -42,11 +42,12 @@ class Loop:
         return {(step, name): Plain(state, name) for step, state in self.states.items() for name in state}
 
     def step(self, x: Real) -> dict[str, Real]:
-        """All wires of one step, `(B, *shape)`."""
+        """All wires of one step, `(B, *shape)`; beyond float32 lies infinity, as in the compiled kernels."""
         wires = {INPUT: x}
-        for step, function in self.functions:
-            result = function(*(wires[name] for name in step.inputs), self.states.get(step.name, {}))
-            wires |= zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=True)
+        with np.errstate(all="ignore"):
+            for step, function in self.functions:
+                result = function(*(wires[name] for name in step.inputs), self.states.get(step.name, {}))
+                wires |= zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=True)
         return wires
 
     def run(self, x: Real, kept: Collection[str]) -> tuple[dict[str, Real], dict[str, int]]:

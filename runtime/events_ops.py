@@ -11,18 +11,14 @@ import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.program import Program
+from spikedeploy.runtime import events_conv as conv
 from spikedeploy.runtime.events_pack import (
-    HIGH,
-    ConvLayout,
     aligned,
-    conv_layout,
-    conv_weight,
     padded,
     panel_major,
     panel_pairs,
     panels,
     stays_silent,
-    taps,
     up,
 )  # fmt: skip
 from spikedeploy.runtime.events_plan import Group, uniform_amplitude
@@ -105,7 +101,8 @@ def _mode(step: S.LIF) -> str:
 
 
 def _firing(step: S.Threshold | S.LIF, shape: tuple[int, ...], **layout: Any) -> dict[str, Array]:
-    return {"theta": padded(step.threshold, shape, HIGH, **layout), "amplitude": padded(step.amplitude, shape, 1.0, **layout)}
+    """Lanes without a neuron never fire, whatever falls into them: nothing is above NaN."""
+    return {"theta": padded(step.threshold, shape, np.nan, **layout), "amplitude": padded(step.amplitude, shape, 1.0, **layout)}
 
 
 def _neurons(context: Context, group: Group, order: Array | None = None, width: int | None = None) -> Neurons:
@@ -133,14 +130,14 @@ def _neurons(context: Context, group: Group, order: Array | None = None, width: 
     return Neurons("none", True, arrays, slots, last.name, None)
 
 
-def _integers(context: Context, step: Step, layout: Callable[[Array], Array], width: int) -> dict[str, Array]:
+def _integers(context: Context, step: Step, layout: Callable[[Array], Array], spread: Callable[[Array], Array]) -> dict[str, Array]:
     """Integer weights and what turns their sums into currents; empty for float32."""
     found = context.quantised.get(step.name)
     if found is None:
         return {}
     amplitude = uniform_amplitude(context.program, step.inputs[0])
     scale = found.scale * (np.float32(1) if amplitude is None else amplitude)
-    return {"integer": layout(found.q), "scale": padded(scale, scale.shape, width=width)}
+    return {"integer": layout(found.q), "scale": spread(scale)}
 
 
 def _silent(neurons: Neurons, bias: Array) -> Array | None:
@@ -149,7 +146,13 @@ def _silent(neurons: Neurons, bias: Array) -> Array | None:
         return None
     theta = neurons.arrays["theta"]
     quiet = stays_silent(neurons.arrays["decay"], theta, bias, strict=neurons.strict) & (theta >= 0 if neurons.strict else theta > 0)
+    quiet |= np.isnan(theta)
     return np.array([quiet[first : first + count].all() for first, count in panels(len(bias))], np.uint8)
+
+
+def _skipping(context: Context, count: int) -> dict[str, Array]:
+    """What skipped panels remember."""
+    return {"pending": np.zeros((context.batch, count), np.int32), "loud": np.zeros((context.batch, count), np.uint8)}
 
 
 def _bias(bias: Array | None, out: int) -> Array:
@@ -161,11 +164,11 @@ def pack_affine(context: Context, group: Group) -> Packed:
     assert isinstance(step, S.Affine)
     out, wide = step.weight.shape
     neurons, bias = _neurons(context, group), _bias(step.bias, out)
-    integers = _integers(context, step, panel_pairs, len(bias))
+    integers = _integers(context, step, panel_pairs, lambda scale: padded(scale, scale.shape))
     arrays = neurons.arrays | {"weight": panel_major(step.weight), "bias": bias} | integers
     silent, count = _silent(neurons, bias), len(list(panels(len(bias))))
     if silent is not None:
-        arrays |= {"pending": np.zeros((context.batch, count), np.int32), "loud": np.zeros((context.batch, count), np.uint8)}
+        arrays |= _skipping(context, count)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
         (wide, up(out), integers["integer"].itemsize if integers else 0, count), arrays, neurons.slots, silent, step.weight.size * 4 > NEAR,
@@ -181,32 +184,32 @@ def pack_neurons(context: Context, group: Group) -> Packed:
     )
 
 
-def _conv_sizes(step: S.Conv2d, x: tuple[int, ...], y: tuple[int, ...], layout: ConvLayout) -> tuple[int, ...]:
-    return (*x, *y, *step.weight.shape[2:], *step.stride, *step.padding, *step.dilation, step.groups, layout.channels)
-
-
 def pack_conv(context: Context, group: Group) -> Packed:
     step = group.head
     assert isinstance(step, S.Conv2d)
-    shape = context.shape(step.name)
-    layout = conv_layout(shape)
-    neurons = _neurons(context, group, layout.order, layout.width)
+    seen, shape = context.shape(step.inputs[0]), context.shape(step.name)
+    place = conv.layout(step, seen, shape)
+    neurons = _neurons(context, group, place.order, place.width)
     start = np.zeros((shape[0], 1, 1), np.float32) if step.bias is None else step.bias[:, None, None]
-    bias = padded(start, shape, order=layout.order, width=layout.width)
-    seen = context.shape(step.inputs[0])
-    rows, columns = (
-        taps(seen[1 + a], shape[1 + a], step.weight.shape[2 + a], step.stride[a], step.padding[a], step.dilation[a]) for a in (0, 1)
-    )
+    bias = padded(start, shape, order=place.order, width=place.width)
     arrays = neurons.arrays | {
-        "weight": conv_weight(step, step.weight),
+        "weight": conv.weights(step, step.weight, place),
         "bias": bias,
-        "scratch": aligned((context.batch, 2, layout.width), np.float32),
-        "taps": np.concatenate([rows.ravel(), columns.ravel()]),
-        **_integers(context, step, lambda q: conv_weight(step, q.astype(np.int32)), layout.channels),
-    }
-    sizes = (*_conv_sizes(step, seen, shape, layout), rows.shape[1], columns.shape[1], layout.width)
+        "scratch": conv.scratch(place, context.batch, bias),
+        "taps": conv.tables(step, seen, place),
+        **_integers(
+            context, step, lambda q: conv.weights(step, q.astype(np.int32), place),
+            lambda scale: padded(scale[:, None, None], shape, order=place.order, width=place.width),
+        ),
+    }  # fmt: skip
+    silent = _silent(neurons, bias)
+    if silent is not None:
+        arrays |= _skipping(context, len(silent))
     current = step.name if len(group.steps) > 1 else None
-    return Packed("CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, sizes, arrays, neurons.slots)
+    return Packed(
+        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place), arrays,
+        neurons.slots, silent,
+    )  # fmt: skip
 
 
 def pack_pool(context: Context, group: Group) -> Packed:

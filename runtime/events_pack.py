@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spikedeploy import steps as S
 from spikedeploy.runtime.reference import Real
 from spikedeploy.steps import Array, Shape
 
 LINE = 64
 PANELS = (128, 64, 32, 16)
-HIGH = float(np.finfo(np.float32).max)
 
 
 def up(n: int, to: int = 16) -> int:
@@ -72,46 +69,6 @@ def panel_pairs(q: Array) -> Array:
         part = packed[first * wide : (first + count) * wide].reshape(-1, 2, group // 2)
         done[first * wide : (first + count) * wide] = part.swapaxes(1, 2).ravel()
     return done
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ConvLayout:
-    """Channels-last places of a convolution's outputs: `order[canonical index]` is the place in `(pixel, padded channel)`."""
-
-    order: Array
-    width: int
-    channels: int
-
-
-def conv_layout(shape: Shape) -> ConvLayout:
-    out, height, wide = shape
-    channels, pixels = up(out, 8), height * wide
-    order = (np.arange(pixels)[None, :] * channels + np.arange(out)[:, None]).ravel()
-    return ConvLayout(order, up(pixels * channels), channels)
-
-
-def taps(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Array:
-    """Per input coordinate: how many outputs see it, then pairs (output coordinate, tap), ascending; padded to one length."""
-    found = []
-    for place in range(size):
-        seen = [(place + padding - k * dilation, k) for k in range(kernel)]
-        found.append([value for at, k in seen if at >= 0 and at % stride == 0 and at // stride < out for value in (at // stride, k)])
-    table = np.zeros((size, 1 + max(map(len, found))), np.int32)
-    for place, pairs in enumerate(found):
-        table[place, 0] = len(pairs) // 2
-        table[place, 1 : 1 + len(pairs)] = pairs
-    return table
-
-
-def conv_weight(step: S.Conv2d, weight: Array) -> Array:
-    """`(O, C/groups, kh, kw)` as `(C, kh, kw, padded O/groups)`: every input channel with the outputs of its group."""
-    out, per_group, kh, kw = weight.shape
-    group = out // step.groups
-    packed = aligned((per_group * step.groups, kh, kw, up(out, 8)), weight.dtype)
-    for channel in range(per_group * step.groups):
-        mine = weight[channel // per_group * group : (channel // per_group + 1) * group, channel % per_group]
-        packed[channel, :, :, :group] = np.moveaxis(mine, 0, -1)
-    return packed
 
 
 def stays_silent(decay: Real, theta: Real, bias: Real, *, strict: bool) -> Any:

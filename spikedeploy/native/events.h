@@ -35,6 +35,8 @@ typedef struct {
     float *into;              /* (T, B, size), or (B, size) when reduced */
 } sd_kept;
 
+int sd_event_rows(const int64_t *index, const int64_t *time, const int64_t *sample, const float *value, int64_t count, int64_t size, int64_t steps,
+                  int64_t batch, int64_t *start, uint32_t *to, uint8_t *ones);
 int sd_event_finite(const float *x, int64_t count);
 int sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t block, int64_t batch, int64_t threads, sd_wire *input,
                        const sd_kept *kept, int64_t keeping);

@@ -1,0 +1,170 @@
+"""Where a convolution's events go: the tables and weights of `native/events_conv.c`.
+
+Along one axis an input at i is seen by the outputs y with `i + padding - k*dilation = stride*y` for a tap k of the kernel. Those taps are
+every `stride/g`-th from a first one (its phase), those outputs every `dilation/g`-th, g the greatest common divisor. So every input adds
+one patch of `count` outputs, and there are `stride/g` patches of weights to choose from. Outputs outside the map fall into a margin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.runtime.events_pack import aligned, up
+from spikedeploy.steps import Array, Shape
+
+TILE = 128
+"""Lanes that are skipped or stepped together; also the widest panel of a layer, whose tables a convolution shares."""
+
+
+LANES = 16
+"""Of a vector."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """One axis of a convolution.
+
+    first  per input place the lowest output of its patch, possibly outside the map
+    phase  per input place which patch of weights it takes; `len(kernel) - 1` is the empty one
+    valid  per input place the first entry of the patch that is a tap
+    kernel `(phases + 1, count)`: the tap of each entry, -1 where there is none
+    jump   outputs from one entry to the next
+    """
+
+    first: Array
+    phase: Array
+    valid: Array
+    kernel: Array
+    jump: int
+
+    @property
+    def count(self) -> int:
+        """Entries of a patch."""
+        return int(self.kernel.shape[1])
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The lowest and the highest output that a patch touches."""
+        return int(self.first.min()), int(self.first.max()) + (self.count - 1) * self.jump
+
+
+def axis(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+    """The patches of an axis of `size` inputs."""
+    common = gcd(stride, dilation)
+    phases, jump = stride // common, dilation // common
+    count = -(-kernel // phases)
+    tap = np.arange(phases + 1)[:, None] + phases * np.arange(count)[::-1]
+    tap[(tap >= kernel) | (np.arange(phases + 1) == phases)[:, None]] = -1
+    place = np.arange(size) + padding
+    fits = (place[:, None] - dilation * np.arange(phases)) % stride == 0
+    phase = np.where(fits.any(axis=1), fits.argmax(axis=1), phases)
+    first = np.where(phase < phases, (place - dilation * phase) // stride - (count - 1) * jump, 0)
+    return Axis(first, phase, (tap < 0).sum(axis=1)[phase], tap, jump)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Channels-last outputs in rows of pixels, each row with a margin that the next row's shares.
+
+    order   per index on the wire its lane
+    width   lanes of all neurons, whole tiles
+    begin   where they begin in the sums, whose margin rows lie before and behind
+    lanes   of the sums
+    pixel   lanes of a pixel
+    pitch   lanes of a row
+    patch   lanes of a patch's pixel: the outputs of a group
+    """
+
+    shape: Shape
+    rows: Axis
+    columns: Axis
+    order: Array
+    width: int
+    begin: int
+    lanes: int
+    pixel: int
+    pitch: int
+    patch: int
+
+
+def layout(step: S.Conv2d, seen: Shape, shape: Shape) -> Layout:
+    """Where inputs of shape `seen` and outputs of this shape lie."""
+    rows, columns = (axis(seen[1 + a], step.weight.shape[2 + a], step.stride[a], step.padding[a], step.dilation[a]) for a in (0, 1))
+    out, height, wide = shape
+    pixel = up(out, 8)
+    group, per = out // step.groups, 8
+    patch = pixel if step.groups == 1 else max(up(g * group + group, per) - g * group // per * per for g in range(step.groups))
+    (top, bottom), (left, right) = rows.reach, columns.reach
+    pitch = (wide + max(0, -left, right - wide + 1)) * pixel
+    begin = up(max(0, -top) * pitch + max(0, -left) * pixel, TILE)
+    width = up(height * pitch, TILE)
+    places = np.arange(height)[:, None] * pitch + np.arange(wide) * pixel
+    order = (places.ravel() + np.arange(out)[:, None]).ravel()
+    behind = max(0, bottom - height + 1) * pitch + max(0, right - wide + 1) * pixel + patch
+    return Layout(shape, rows, columns, order, width, begin, up(begin + width + behind, TILE), pixel, pitch, patch)
+
+
+def _first_lane(step: S.Conv2d, channel: int, place: Layout) -> tuple[int, int, int]:
+    """Of an input channel's group: the lane where its vectors begin, and its true lanes from there."""
+    out, per_group = step.weight.shape[:2]
+    group = out // step.groups
+    low = channel // per_group * group
+    start = min(low // 8 * 8, place.pixel - place.patch)
+    return start, low - start, low - start + group
+
+
+def weights(step: S.Conv2d, weight: Array, place: Layout) -> Array:
+    """`(O, C/groups, kh, kw)` as `(C, row phase, column phase, row, column, lane)`: per input channel all patches, zero without a tap."""
+    out, per_group = weight.shape[:2]
+    group, channels = out // step.groups, per_group * step.groups
+    rows, columns = place.rows.kernel, place.columns.kernel
+    packed = aligned((channels, len(rows), len(columns), rows.shape[1], columns.shape[1], place.patch), weight.dtype)
+    for channel in range(channels):
+        mine = weight[channel // per_group * group : (channel // per_group + 1) * group, channel % per_group]
+        _, low, high = _first_lane(step, channel, place)
+        i, j = rows[:, None, :, None], columns[None, :, None, :]
+        packed[channel, ..., low:high] = np.moveaxis(np.where((i < 0) | (j < 0), 0, mine[:, i, j]), 0, -1)
+    return packed
+
+
+def tables(step: S.Conv2d, seen: Shape, place: Layout) -> Array:
+    """Per input row `(channel, y)`, per input column, per neuron: the integers that the kernel looks up (see `ROW` and `COLUMN` there)."""
+    rows, columns = place.rows, place.columns
+    patch = rows.count * columns.count * place.patch
+    row = np.zeros((seen[0], seen[1], 5), np.int32)
+    for channel in range(seen[0]):
+        start, low, high = _first_lane(step, channel, place)
+        row[channel, :, 0] = place.begin + rows.first * place.pitch + start
+        row[channel, :, 1] = (channel * len(rows.kernel) + rows.phase) * len(columns.kernel) * patch
+        row[channel, :, 2:] = np.stack([rows.valid, np.full(seen[1], low), np.full(seen[1], high)], axis=1)
+    column = np.stack([columns.first * place.pixel, columns.phase * patch, columns.valid], axis=1)
+    wire = np.zeros(place.width, np.int32)
+    wire[place.order] = np.arange(prod(place.shape))
+    bits = wire.reshape(-1, TILE // LANES, LANES).swapaxes(1, 2)  # the order of a tile's bits
+    return np.concatenate([part.astype(np.int32).ravel() for part in (row, column, bits)])
+
+
+def division(by: int) -> tuple[int, int]:
+    """`(factor, shift)`: `i // by == i * factor >> shift` for every i below 2^31, without leaving 64 bits."""
+    shift = 31 + (by - 1).bit_length()
+    return -(-(1 << shift) // by), shift
+
+
+def sizes(step: S.Conv2d, seen: Shape, place: Layout) -> tuple[int, ...]:
+    """`n` of the operation."""
+    rows, columns = place.rows, place.columns
+    return (
+        seen[2], place.width, place.patch, place.width // TILE, *place.shape, place.pitch, place.pixel, rows.count, columns.count,
+        rows.jump * place.pitch, columns.jump * place.pixel, place.begin, place.lanes, seen[0] * seen[1], *division(seen[2]),
+    )  # fmt: skip
+
+
+def scratch(place: Layout, batch: int, bias: Array) -> Array:
+    """Sums (at the bias between steps), integer sums (at zero), spikes as numbers, tiles touched, spikes as lanes."""
+    memory = aligned((batch, 5, place.lanes), np.float32)
+    memory[:, 0, place.begin : place.begin + place.width] = bias
+    return memory
