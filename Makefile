@@ -18,7 +18,7 @@ test: lint types
 # Triton is a gigabyte and wanted for GPUs only: its kernels are tested on request, in its interpreter, on any machine.
 test-triton: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "triton>=3.4"
-	$(BIN)/pytest tests/test_nn_leaky_triton.py tests/test_nn_associative_triton.py
+	$(BIN)/pytest tests/test_nn_leaky_triton.py tests/test_nn_associative_triton.py tests/test_nn_triton_compiles.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -15,11 +15,13 @@ from spikedeploy.nn.neuron import RESETS, Neuron
 from spikedeploy.nn.scan_linear import prefix
 from spikedeploy.nn.scan_loop import amplify, decay_of
 from spikedeploy.nn.surrogate import Surrogate
+from spikedeploy.nn.triton_launch import launch
 
 MANY_LANES = 16384
 """From here on one program per block of lanes fills a GPU, and time is not cut."""
 
-BLOCK = 64
+BLOCK, WARPS = 64, 2
+"""Lanes of a program, and its warps of 32."""
 
 
 def chunk_length(steps: int, lanes: int, linear: bool) -> int:
@@ -45,9 +47,9 @@ class TritonLeaky(torch.autograd.Function):
         grid = (-(-lanes // BLOCK), chunks)
 
         def run(initial: Tensor, store: bool) -> None:
-            kernels.forward[grid](
-                x, mem, spk, ends, initial, decay, threshold, amplitude, steps, length, lanes, RESETS.index(neuron.reset), neuron.strict,
-                store, neuron.spikes, BLOCK, enable_fp_fusion=False,
+            launch(
+                kernels.forward, grid, x, mem, spk, ends, initial, decay, threshold, amplitude, steps, length, lanes,
+                RESETS.index(neuron.reset), neuron.strict, store, neuron.spikes, BLOCK, num_warps=WARPS,
             )  # fmt: skip
 
         initial = start[None]
@@ -73,9 +75,10 @@ class TritonLeaky(torch.autograd.Function):
         surrogate = neuron.surrogate if isinstance(neuron.surrogate, Surrogate) else Surrogate("zero")
 
         def run(carry: Tensor, store: bool) -> None:
-            kernels.backward[ctx.grid](
-                mem, grad_mem, grad_spk, start, decay, threshold, amplitude, carry, grad_x, first, g_decay, g_threshold, g_amplitude,
-                surrogate.k, steps, length, lanes, RESETS.index(neuron.reset), neuron.strict, store, neuron.spikes, surrogate.code, BLOCK,
+            launch(
+                kernels.backward, ctx.grid, mem, grad_mem, grad_spk, start, decay, threshold, amplitude, carry, grad_x, first, g_decay,
+                g_threshold, g_amplitude, surrogate.k, steps, length, lanes, RESETS.index(neuron.reset), neuron.strict, store,
+                neuron.spikes, surrogate.code, BLOCK, num_warps=WARPS,
             )  # fmt: skip
 
         carry = grads[2].double()[None]

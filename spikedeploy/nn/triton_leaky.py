@@ -2,6 +2,7 @@
 
 A program walks its chunk step by step. With one chunk it is the whole recurrence (any reset). A linear neuron with few lanes is cut
 into chunks and run twice: once for what each chunk adds to its own last state, and, with the carries between them known, for all steps.
+Positions are 64-bit numbers: a sequence may hold more than 2^31 of them. `k` is a constant, because a Python float is passed on in 32 bits.
 """
 
 # mypy: ignore-errors
@@ -19,7 +20,7 @@ def forward(
     reset: tl.constexpr, strict: tl.constexpr, store: tl.constexpr, spikes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """`u_t = d u_{t-1} + x_t` with reset 0 none, 1 subtract, 2 zero; state in the dtype of `initial (chunks, lanes)`."""
-    lane = tl.program_id(0) * block + tl.arange(0, block)
+    lane = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     chunk = tl.program_id(1)
     live = lane < lanes
     u = tl.load(initial + chunk * lanes + lane, live, 0)
@@ -27,8 +28,9 @@ def forward(
     theta = tl.load(threshold + lane, live, 0)
     a = tl.load(amplitude + lane, live, 0)
     first = chunk * length
-    for t in range(first, min(first + length, steps)):
-        x_t = tl.load(x + t * lanes + lane, live, 0)
+    at = (lane * 0 + first) * lanes + lane
+    for _ in range(first, min(first + length, steps)):
+        x_t = tl.load(x + at, live, 0)
         seen = u.to(x_t.dtype)
         r = (seen > theta if strict else seen >= theta).to(x_t.dtype)
         if reset == 2:
@@ -38,15 +40,16 @@ def forward(
             u = u - (r * theta).to(u.dtype)
         if store:
             v = u.to(x_t.dtype)
-            tl.store(mem + t * lanes + lane, v, live)
+            tl.store(mem + at, v, live)
             if spikes:
                 h = (v > theta if strict else v >= theta).to(x_t.dtype)
-                tl.store(spk + t * lanes + lane, h * a, live)
+                tl.store(spk + at, h * a, live)
+        at += lanes
     tl.store(final + chunk * lanes + lane, u, live)
 
 
 @triton.jit
-def slope(u, k, kind: tl.constexpr):
+def slope(u, k: tl.constexpr, kind: tl.constexpr):
     """dH/du of the surrogate `kind`, in the order of `spikedeploy.nn.surrogate.KINDS`."""
     z = u * 0
     if kind == 1:
@@ -63,18 +66,18 @@ def slope(u, k, kind: tl.constexpr):
     if kind == 5:
         z = k * tl.maximum(1 - k * tl.abs(u), 0)
     if kind == 6:
-        z = tl.where(u >= 0, -k, k)
+        z = k * tl.where(u >= 0, -1, 1).to(u.dtype)
     return z
 
 
 @triton.jit
 def backward(
-    mem, grad_mem, grad_spk, initial, decay, threshold, amplitude, carry, grad_x, first_carry, g_decay, g_threshold, g_amplitude, k,
-    steps, length, lanes, reset: tl.constexpr, strict: tl.constexpr, store: tl.constexpr, spikes: tl.constexpr, kind: tl.constexpr,
-    block: tl.constexpr,
+    mem, grad_mem, grad_spk, initial, decay, threshold, amplitude, carry, grad_x, first_carry, g_decay, g_threshold, g_amplitude,
+    k: tl.constexpr, steps, length, lanes, reset: tl.constexpr, strict: tl.constexpr, store: tl.constexpr, spikes: tl.constexpr,
+    kind: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The adjoint in float64, from `carry (chunks, lanes)` at each chunk's end; per chunk and lane the sums for the parameters."""
-    lane = tl.program_id(0) * block + tl.arange(0, block)
+    lane = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     chunk = tl.program_id(1)
     live = lane < lanes
     here = chunk * lanes + lane
@@ -88,18 +91,18 @@ def backward(
     sum_a = c * 0
     first = chunk * length
     last = min(first + length, steps) - 1
-    for back in range(0, last - first + 1):
-        t = last - back
-        v = tl.load(mem + t * lanes + lane, live, 0)
-        before = tl.load(mem + tl.maximum(t - 1, 0) * lanes + lane, live, 0)
-        before = tl.where(t == 0, start, before)
+    at = (lane * 0 + last) * lanes + lane
+    for _ in range(0, last - first + 1):
+        v = tl.load(mem + at, live, 0)
+        before = tl.load(mem + tl.maximum(at - lanes, lane), live, 0)
+        before = tl.where(at < lanes, start, before)
         r = (before > theta if strict else before >= theta).to(tl.float64)
         direct = c * 0
         if spikes:
-            gs = tl.load(grad_spk + t * lanes + lane, live, 0)
+            gs = tl.load(grad_spk + at, live, 0)
             direct = (gs * a * slope(v - theta, k, kind)).to(tl.float64)
             sum_a += tl.where(v > theta if strict else v >= theta, gs, 0).to(tl.float64)
-        lam = c + tl.load(grad_mem + t * lanes + lane, live, 0).to(tl.float64) + direct
+        lam = c + tl.load(grad_mem + at, live, 0).to(tl.float64) + direct
         sum_theta -= direct
         kept = 1 - r if reset == 2 else r * 0 + 1
         if reset == 1:
@@ -107,7 +110,8 @@ def backward(
         sum_d += lam * kept * before.to(tl.float64)
         c = d * lam * kept
         if store:
-            tl.store(grad_x + t * lanes + lane, lam.to(v.dtype), live)
+            tl.store(grad_x + at, lam.to(v.dtype), live)
+        at -= lanes
     tl.store(first_carry + here, c, live)
     if store:
         tl.store(g_decay + here, sum_d, live)

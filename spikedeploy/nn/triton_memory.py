@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikedeploy.nn.memory_scan import Inputs
+from spikedeploy.nn.triton_launch import launch
 
 CELLS = 1024
 """Cells of S that one program holds in registers, in float64."""
@@ -68,7 +69,7 @@ class _Memory(torch.autograd.Function):
         columns = triton.next_power_of_2(n)
         ctx.shape = {"ROWS": max(1, min(triton.next_power_of_2(d), CELLS // columns)), "COLS": columns}
         ctx.grid = (batch, triton.cdiv(d, ctx.shape["ROWS"]))
-        _forward[ctx.grid](v, k, alpha, start, states, end, steps, batch, d, n, **ctx.shape)
+        launch(_forward, ctx.grid, v, k, alpha, start, states, end, steps, batch, d, n, **ctx.shape)
         ctx.save_for_backward(v, k, alpha, start, states)
         return states, end
 
@@ -80,8 +81,8 @@ class _Memory(torch.autograd.Function):
         dv, dstart = torch.empty_like(v), torch.empty_like(start)
         dk, dalpha = (alpha.new_empty(blocks, *k.shape) for _ in range(2))
         dstates, dend = (grad.contiguous() for grad in grads)
-        _backward[ctx.grid](
-            v, k, alpha, start, states, dstates, dend, dv, dk, dalpha, dstart, steps, batch, d, n, **ctx.shape
+        launch(
+            _backward, ctx.grid, v, k, alpha, start, states, dstates, dend, dv, dk, dalpha, dstart, steps, batch, d, n, **ctx.shape
         )  # fmt: skip
         return dv, dk.sum(0).to(k.dtype), dalpha.sum(0), dstart
 
