@@ -8,17 +8,19 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "clones.inc"
 #include "gen1.h"
+#include "huge.inc"
+#include "stream.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
+#define CHUNK 64 /* lanes whose state lies together, and whose next rows are asked for at a time */
 #define AHEAD 2 /* steps */
-#define STREAMED (1 << 21) /* cells; above, arrays come from memory rather than from a cache */
+#define ROW __attribute__((aligned(64)))
+#define STREAMED (1 << 21) /* cells; above, arrays come from memory and go there, rather than to a cache */
+#define TERMS 16 /* of a parameter's gradient that are summed in the width of the arrays before they join the sum in double */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
 
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
@@ -41,20 +43,25 @@ INLINE unsigned keep_denormals(void) { return 0; }
 INLINE void restore_denormals(unsigned before) { (void)before; }
 #endif
 
-/* Asks for huge pages under a large result before it is touched: one page fault per 2 MB instead of 512, and fewer address look-ups after. */
-static void want_huge_pages(uintptr_t at, const sd_leaky *job) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    uintptr_t page = 1 << 21, bytes = (uintptr_t)(job->steps * job->lanes) * (job->wide_io ? 8 : 4);
-    uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
-    if (at && last > first) madvise((void *)first, last - first, MADV_HUGEPAGE); /* advice: a refusal changes nothing */
-#else
-    (void)at, (void)job;
-#endif
-}
+/* Lanes in the chunk that begins at lane `at` of a block of n. */
+INLINE int64_t chunk(int64_t at, int64_t n) { return n - at < CHUNK ? n - at : CHUNK; }
+
+INLINE size_t array_bytes(const sd_leaky *job) { return (size_t)(job->steps * job->lanes) * (job->wide_io ? 8 : 4); }
 
 /* Asks for cache lines that are about to be written whole: without it a stream of stores waits for each of them. */
-INLINE void will_write(const void *at, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 1, 3);
+INLINE void will_write(const void *at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 1, 3);
+}
+
+/* Asks for the rows to come: the processor's own prefetch ends at the page. */
+INLINE void will_read(const void *at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 0, 2);
+}
+
+/* Whether rows of `row` bytes of a result bypass the caches: it is too large to be found there later, and its rows lie well. */
+INLINE int streams(const sd_leaky *job, uintptr_t to, int64_t first, size_t row) {
+    const int64_t size = job->wide_io ? 8 : 4;
+    return job->steps * job->lanes > STREAMED && (job->lanes * size) % 16 == 0 && can_stream((void *)(to + (uintptr_t)(first * size)), row);
 }
 
 /* A parameter's values for the lanes [first, first + n), as double. */
@@ -162,13 +169,14 @@ typedef void backward_block(const sd_leaky *job, const sd_partials *sums, int64_
 
 int sd_leaky_forward(const sd_leaky *job) {
     forward_block *run = job->wide_io ? forward_double_double : job->wide_state ? forward_float_double : forward_float_float;
-    want_huge_pages(job->mem, job);
-    want_huge_pages(job->spk, job);
+    announce((void *)job->mem, array_bytes(job));
+    announce((void *)job->spk, array_bytes(job));
     int64_t width = block_lanes(job, BLOCK), blocks = (job->lanes + width - 1) / width;
 #pragma omp parallel for schedule(static) num_threads(threads(job, blocks)) if (threads(job, blocks) > 1)
     for (int64_t b = 0; b < blocks; b++) {
         unsigned before = run == forward_float_float ? keep_denormals() : flush_denormals();
         run(job, b * width, b + 1 < blocks ? width : job->lanes - b * width);
+        stream_end();
         restore_denormals(before);
     }
     return 0;
@@ -176,8 +184,8 @@ int sd_leaky_forward(const sd_leaky *job) {
 
 int sd_leaky_backward(const sd_leaky *job) {
     backward_block *run = job->wide_io ? backward_double_double : job->wide_state ? backward_float_double : backward_float_float;
-    want_huge_pages(job->grad_x, job);
-    int64_t most = job->steps * job->lanes > STREAMED ? BLOCK : BLOCK / 2; /* long rows for memory, a small state for the cache */
+    announce((void *)job->grad_x, array_bytes(job));
+    int64_t most = job->steps * job->lanes > STREAMED ? BLOCK : BLOCK; /* long rows for memory, a small state for the cache */
     int64_t width = block_lanes(job, most), blocks = (job->lanes + width - 1) / width;
     int wanted = !!job->grad_decay + !!job->grad_threshold + !!job->grad_graded;
     double *memory = wanted ? calloc((size_t)wanted * (size_t)job->lanes, sizeof(double)) : NULL, *next = memory;
@@ -190,6 +198,7 @@ int sd_leaky_backward(const sd_leaky *job) {
     for (int64_t b = 0; b < blocks; b++) {
         unsigned before = flush_denormals();
         run(job, &sums, b * width, b + 1 < blocks ? width : job->lanes - b * width);
+        stream_end();
         restore_denormals(before);
     }
     if (job->grad_decay) store_gradient(job->grad_decay, job->decay_wide, job->decay_period, job->lanes, sums.decay);
