@@ -61,6 +61,31 @@ def test_leaky_is_bit_for_bit_the_library(shape, reset, delay, per_channel, seed
     assert torch.equal(got[1], expected[1])
 
 
+@pytest.mark.skipif(not native.available(), reason="the core's own paths")
+@pytest.mark.parametrize("channels", [1030, 1171, 1024])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_too_long_for_the_caches_are_those_of_their_parts(channels, reset, dtype):
+    """Above two million cells results bypass the caches where their rows lie well: full blocks, a short last one, odd places."""
+    steps, batch = 2**21 // (7 * channels) + 2, 7
+    torch.manual_seed(channels)
+    x = torch.randn(steps, batch, channels, dtype=dtype)
+    grads = [torch.randn_like(x), torch.randn_like(x)]
+    layer = Leaky(beta=torch.rand(channels, dtype=dtype), threshold=torch.rand(channels, dtype=dtype) + 0.3, reset_mechanism=reset).to(
+        dtype
+    )
+
+    def run(part):
+        leaf = x[:, part].clone().requires_grad_()
+        results = layer(leaf)
+        return [*results, *torch.autograd.grad(results, leaf, [g[:, part] for g in grads])]
+
+    whole = run(slice(None))
+    for b in range(batch):
+        for got, expected in zip(whole, run(slice(b, b + 1)), strict=True):
+            assert torch.equal(got[:, b : b + 1], expected)
+
+
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("delay", [True, False])

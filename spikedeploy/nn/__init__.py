@@ -18,6 +18,7 @@ EXPORTS: dict[str, str] = {
     "StateLeaky": "state_leaky",
     "SurrogateDynamicNetwork": "sdn",
     "from_published": "published",
+    "keep_memory": "allocator",
     "leaky_scan": "scan",
     "reuse_memory": "allocator",
     "Surrogate": "surrogate",

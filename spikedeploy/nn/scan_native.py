@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spikedeploy import native
+from spikedeploy.nn.allocator import empty
 from spikedeploy.nn.neuron import RESETS, Neuron
 from spikedeploy.nn.surrogate import Surrogate
 
@@ -46,7 +47,7 @@ def _overwrite(spk: Tensor | None, mem: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _fresh(x: Tensor, neuron: Neuron) -> tuple[Tensor | None, Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype) if neuron.spikes else None, torch.empty(x.shape, dtype=x.dtype)
+    return empty(x.shape, x.dtype) if neuron.spikes else None, empty(x.shape, x.dtype)
 
 
 def _address(x: Tensor | None) -> int:
@@ -109,7 +110,7 @@ class NativeLeaky(torch.autograd.Function):
         wants = ctx.needs_input_grad
         state = torch.float64 if ctx.job.wide_state else torch.float32
         result = [
-            torch.empty(mem.shape, dtype=mem.dtype) if wants[0] else None,
+            empty(mem.shape, mem.dtype) if wants[0] else None,
             *(torch.empty_like(p) if want else None for p, want in zip((decay, threshold, graded), wants[1:4], strict=True)),
             torch.empty(mem.shape[1:], dtype=state) if wants[4] else None,
         ]
