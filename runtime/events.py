@@ -152,6 +152,8 @@ class EventEngine:
 
     def reset(self) -> None:
         """All states to zero."""
+        if self._machine:
+            self._machine.settle()
         for slot in self._slots.values():
             slot.write(np.zeros_like(slot.read()))
         self._woken()
@@ -215,7 +217,7 @@ class EventEngine:
         """For tight loops, see `Stream`; until `run` or `step` is called on the engine. Raises `BadInput` without the compiled kernels."""
         if not self._machine:
             raise BadInput(message("stream", "the engine runs in NumPy", "the compiled kernels are needed", "Use step()."))
-        return Stream(self._machine.tape(1, self._wires), self)
+        return Stream(self._machine.tape(1, self._wires, stream=True), self)
 
     def run(self, x: npt.ArrayLike | Events, *, record: Collection[str] = (), order: Order = "layer", chunk: int | None = None) -> Run:
         """A whole sequence, from the present state on: `x (T, B, *input_shape)` or `Events`.
@@ -286,6 +288,7 @@ class EventEngine:
         kept = [(output.wire, outputs[output.name]) for output in self.program.outputs] + list(records.items())
         for wire, collect in kept:
             collect.reserve((self.batch, *self.program.wires[wire]))
+        tape.forget()
         if not tape.sequence(steps, [(wire, collect.code, collect.value) for wire, collect in kept]):
             raise BadInput(message("input", "NaN or infinity", "finite numbers are needed"))
         return {step.name: tape.spikes(step.name) for step in self.program.spiking}
@@ -328,6 +331,7 @@ class EventEngine:
         else:
             fed = self._dense(source, first, count)
             tape.feed(fed)
+        tape.forget()
         tape.run(count)
         wires = {wire: self._dense(source, first, count) if wire == INPUT else tape.view(wire, count).copy() for wire in kept}
         return wires, {step.name: tape.spikes(step.name) for step in self.program.spiking}

@@ -59,7 +59,7 @@ class Machine:
         self.stores: dict[str, State] = {
             g.head.name: zeros(program, batch, np.float32).get(g.head.name, {}) for g in self.plan if not g.compiled
         }
-        self.tapes: dict[tuple[int, frozenset[str]], Tape] = {}
+        self.tapes: dict[tuple[int, frozenset[str], bool], Tape] = {}
         self.chunks: dict[frozenset[str], int] = {}
         self.current: Tape | None = None
         self.startle()
@@ -115,9 +115,9 @@ class Machine:
         listed = max((2 * self.batch * prod(self.program.wires[root]) for root, need in wanted.items() if need.events), default=1)
         return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1), LIST_BYTES // listed))
 
-    def tape(self, steps: int, kept: Collection[str]) -> Tape:
-        """The tape for these wires, made once; the one before it is settled first."""
-        key = (steps, frozenset(kept))
+    def tape(self, steps: int, kept: Collection[str], stream: bool = False) -> Tape:
+        """The tape for these wires, made once; the one before it is settled first. A stream has its own, whose input stays where it is."""
+        key = (steps, frozenset(kept), stream)
         if key not in self.tapes:
             self.tapes[key] = Tape(self, steps, kept)
         if self.tapes[key] is not self.current:
@@ -306,8 +306,11 @@ class Tape:
             machine.restore(before)
         return bool(fine)
 
+    def forget(self) -> None:
+        """No spikes are counted so far: single steps and a sequence that was refused leave counts that nobody asked for."""
+        for wire in self.wires.values():
+            wire.struct.spikes = 0
+
     def spikes(self, wire: str) -> int:
-        """Spikes on a neuron's wire since this was last asked."""
-        struct = self.of(wire).struct
-        count, struct.spikes = int(struct.spikes), 0
-        return count
+        """Spikes on a neuron's wire since `forget`."""
+        return int(self.of(wire).struct.spikes)
