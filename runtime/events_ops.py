@@ -43,6 +43,9 @@ KINDS = (
     "L2",
     "SSM",
     "SLICE",
+    "TOPK",
+    "NEAREST",
+    "EMBEDDING",
 )
 """The order of the enumeration in `native/events_common.inc`."""
 
@@ -244,6 +247,41 @@ def pack_slice(context: Context, group: Group) -> Packed:
     return Packed("SLICE", step.name, sizes=(step.stop - step.start, step.start, wide[-1], prod(wide[:-1])))
 
 
+def pack_topk(context: Context, group: Group) -> Packed:
+    step = group.head
+    assert isinstance(step, S.TopK)
+    shape = context.shape(step.name)
+    arrays = {"scratch": aligned((shape[-1],), np.float32)}
+    return Packed("TOPK", step.name, sizes=(shape[-1], min(step.k, shape[-1]), prod(shape[:-1])), arrays=arrays)
+
+
+def pack_nearest(context: Context, group: Group) -> Packed:
+    step = group.head
+    assert isinstance(step, S.Nearest)
+    return Packed(
+        "NEAREST", step.name, sizes=(prod(context.shape(step.name)), len(step.levels)), arrays={"weight": np.array(step.levels, np.float32)}
+    )
+
+
+def pack_embedding(context: Context, group: Group) -> Packed:
+    step = group.head
+    assert isinstance(step, S.Embedding)
+    rows, width = step.table.shape
+    sizes = (width, prod(context.shape(step.inputs[0])), rows)
+    return Packed("EMBEDDING", step.name, sizes=sizes, arrays={"weight": np.array(step.table, np.float32)})
+
+
+def pack_elementwise(context: Context, group: Group) -> Packed:
+    """A sum or a product; where shapes differ, per input and element the place it is read from."""
+    step, shape = group.head, context.shape(group.head.name)
+    kind = "ADD" if isinstance(step, S.Add) else "MUL"
+    seen = [context.shape(wire) for wire in step.inputs]
+    if all(size == shape for size in seen):
+        return _rowwise(kind, context, group)
+    places = [np.broadcast_to(np.arange(prod(size), dtype=np.int32).reshape(size), shape).ravel() for size in seen]
+    return _rowwise(kind, context, group, arrays={"taps": np.concatenate(places)})
+
+
 def pack_delay(context: Context, group: Group) -> Packed:
     step = group.head
     assert isinstance(step, S.Delay)
@@ -318,8 +356,11 @@ PACK: Mapping[type[Step], Callable[[Context, Group], Packed]] = {
     S.SumPool2d: pack_pool,
     S.Scale: pack_scale,
     S.Slice: pack_slice,
-    S.Add: lambda context, group: _rowwise("ADD", context, group),
-    S.Mul: lambda context, group: _rowwise("MUL", context, group),
+    S.TopK: pack_topk,
+    S.Nearest: pack_nearest,
+    S.Embedding: pack_embedding,
+    S.Add: pack_elementwise,
+    S.Mul: pack_elementwise,
     S.MatMul: pack_matmul,
     S.Delay: pack_delay,
     S.Activation: pack_activation,

@@ -18,8 +18,10 @@ from spikedeploy import steps as S
 from spikedeploy.program import INPUT, Program
 from spikedeploy.steps import Step
 
-ALIKE = (S.Add, S.Mul)
-COMPILED = (S.Scale, S.Slice, S.Delay, S.Activation, S.LayerNorm, S.L2Normalize, S.DiagonalSSM, S.SumPool2d, S.MatMul)
+ELEMENTWISE = (S.Add, S.Mul)
+COMPILED = (
+    S.Scale, S.Slice, S.Delay, S.Activation, S.LayerNorm, S.L2Normalize, S.DiagonalSSM, S.SumPool2d, S.MatMul, S.TopK, S.Nearest
+)  # fmt: skip
 LINEAR = (S.Affine, S.Conv2d)
 LISTENERS = (S.Affine, S.Conv2d, S.SumPool2d, S.MatMul)
 """Kinds that read their first input as a list of events."""
@@ -83,8 +85,10 @@ def _chain(program: Program, step: Step, taken: Collection[str]) -> Iterator[Ste
 
 
 def _is_compiled(program: Program, step: Step) -> bool:
-    if isinstance(step, ALIKE):
-        return len({program.wires[name] for name in step.inputs}) == 1 and len(step.inputs) <= 8
+    if isinstance(step, ELEMENTWISE):
+        return len(step.inputs) <= 8
+    if isinstance(step, S.Embedding):
+        return roots(program)[step.inputs[0]] == INPUT
     if isinstance(step, S.Affine):
         return prod(program.wires[step.inputs[0]]) == step.weight.shape[1]
     return isinstance(step, (*COMPILED, S.Conv2d, S.Integrator, S.Threshold, S.LIF, S.MatrixMemory, S.DeltaMemory))

@@ -64,6 +64,75 @@ SD_INLINE void l2_row(const sd_event_op *op, const float *x, float *y, int64_t n
     }
 }
 
+/* How large a number is, as an integer that orders like it; NaN is below everything. */
+SD_INLINE int32_t magnitude(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    bits &= 0x7fffffff;
+    return bits > 0x7f800000 ? -1 : bits;
+}
+
+SD_INLINE int64_t count_from(const int32_t *key, int64_t n, int32_t least) {
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += key[i] >= least;
+    return count;
+}
+
+/* Keeps the k numbers of largest magnitude, ties by lowest index. The k-th magnitude is found bit by bit. */
+SD_INLINE void topk_row(const sd_event_op *op, const float *x, float *y, int64_t n, int64_t k, int64_t rows) {
+    int32_t *key = (int32_t *)op->scratch;
+    for (int64_t r = 0; r < rows; r++, x += n, y += n) {
+        for (int64_t i = 0; i < n; i++) key[i] = magnitude(x[i]);
+        int32_t last = count_from(key, n, 0) < k ? -1 : 0;
+        for (int bit = 30; bit >= 0 && last >= 0; bit--)
+            if (count_from(key, n, last | 1 << bit) >= k) last |= 1 << bit;
+        int64_t ties = k - count_from(key, n, last + 1);
+        for (int64_t i = 0; i < n; i++) {
+            const int tie = key[i] == last, kept = key[i] > last || (tie && ties > 0);
+            ties -= tie;
+            y[i] = kept ? x[i] : 0.0f;
+        }
+    }
+}
+
+/* The nearest level, the lower of two; where no distance is the smallest (NaN, infinity), the first. */
+SD_INLINE void nearest_row(const sd_event_op *op, const float *x, float *y, int64_t n) {
+    for (int64_t first = 0; first < n; first += 16) {
+        float best[16];
+        const int64_t count = n - first < 16 ? n - first : 16;
+        for (int64_t i = 0; i < count; i++) {
+            y[first + i] = op->weight[0];
+            best[i] = __builtin_fabsf(x[first + i] - op->weight[0]);
+        }
+        for (int64_t level = 1; level < op->n[1]; level++)
+            for (int64_t i = 0; i < count; i++) {
+                const float distance = __builtin_fabsf(x[first + i] - op->weight[level]);
+                y[first + i] = distance < best[i] ? op->weight[level] : y[first + i];
+                best[i] = distance < best[i] ? distance : best[i];
+            }
+    }
+}
+
+/* Rows of a table; whoever checked the input made sure that there are such rows, and a stream checks nothing. */
+SD_INLINE void embedding_row(const sd_event_op *op, const float *x, float *y) {
+    const int64_t width = op->n[0];
+    for (int64_t i = 0; i < op->n[1]; i++) {
+        const int64_t row = x[i] >= 0.0f && x[i] < (float)op->n[2] ? (int64_t)x[i] : 0;
+        memcpy(y + i * width, op->weight + row * width, (size_t)width * sizeof(float));
+    }
+}
+
+/* Sums and products of wires of different shapes: `taps` tells, per input and element, where it is read. */
+SD_INLINE void broadcast_row(const sd_event_op *op, int64_t row, float *y, int64_t n) {
+    for (int32_t k = 0; k < op->count; k++) {
+        const float *x = row_of(op->source[k], row);
+        const int32_t *at = op->taps + k * n;
+        if (k == 0) for (int64_t i = 0; i < n; i++) y[i] = x[at[i]];
+        else if (op->kind == OP_ADD) for (int64_t i = 0; i < n; i++) y[i] = y[i] + x[at[i]];
+        else for (int64_t i = 0; i < n; i++) y[i] = y[i] * x[at[i]];
+    }
+}
+
 /* A ring of whole steps; n[1] steps long, pending[0] tells where the oldest lies. */
 SD_INLINE void delay(sd_event_op *op, int64_t steps, int64_t batch) {
     int64_t stride = op->out->stride, block = batch * stride;
@@ -84,6 +153,10 @@ SD_CLONES void sd_event_dense(sd_event_op *op, int64_t steps, int64_t batch) {
     for (int64_t row = 0; row < steps * batch; row++) {
         const float *x = row_of(op->source[0], row);
         float *y = op->out->dense + row * op->out->stride;
+        if (op->taps) {
+            broadcast_row(op, row, y, n);
+            continue;
+        }
         switch (op->kind) {
             case OP_SCALE:
                 for (int64_t i = 0; i < n; i++) y[i] = op->weight[i] * x[i];
@@ -106,7 +179,10 @@ SD_CLONES void sd_event_dense(sd_event_op *op, int64_t steps, int64_t batch) {
                 break;
             case OP_ACTIVATION: function_row(op->mode, x, y, n); break;
             case OP_NORM: norm_row(op, x, y, n, op->n[1]); break;
-            case OP_L2: l2_row(op, x, y, n, op->n[1]);
+            case OP_L2: l2_row(op, x, y, n, op->n[1]); break;
+            case OP_TOPK: topk_row(op, x, y, n, op->n[1], op->n[2]); break;
+            case OP_NEAREST: nearest_row(op, x, y, n); break;
+            default: embedding_row(op, x, y);
         }
     }
 }
