@@ -23,6 +23,7 @@ from spikedeploy import native as native_core
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import INPUT, Output, Program
+from spikedeploy.runtime.events_checks import engine_options, enough_memory, given_states, plain_array, run_options
 from spikedeploy.runtime.events_input import Events, Rows, dense_input, densify, sort_events
 from spikedeploy.runtime.events_loop import Loop
 from spikedeploy.runtime.events_quant import Weights, quantise_program
@@ -122,22 +123,19 @@ class EventEngine:
     def __init__(
         self, program: Program, batch: int = 1, threads: int = 1, weights: Weights = "float32", native: bool | None = None
     ) -> None:
-        if not (isinstance(batch, int | np.integer) and isinstance(threads, int | np.integer) and batch >= 1 and threads >= 1):
-            raise BadInput(message("EventEngine", f"batch {batch!r}, threads {threads!r}", "whole numbers, at least 1, are needed"))
-        batch, threads = int(batch), int(threads)
-        if weights not in ("float32", "int8", "int16"):
-            raise BadInput(message("EventEngine", f"weights '{weights}'", "float32, int8 or int16 is needed"))
+        batch, threads = engine_options(program, batch, threads, weights, native)
         if native and not native_core.available():
             raise BadInput(message("EventEngine", f"the native core is {native_core.why_not()}", "", "Use native=False."))
         self.program, self.batch, self.threads, self.weights = program, batch, threads, weights
         exact = replace(program, steps=tuple(_plus_zero(step) for step in program.steps))
         self._exact, quantised = quantise_program(exact, weights)
         self._machine: Any = None
-        if native_core.available() if native is None else native:
-            from spikedeploy.runtime.events_native import Machine
+        with enough_memory("EventEngine"):
+            if native_core.available() if native is None else native:
+                from spikedeploy.runtime.events_native import Machine
 
-            self._machine = Machine(self._exact, batch, threads, quantised)
-        self._loop = None if self._machine else Loop(self._exact, batch, quantised)
+                self._machine = Machine(self._exact, batch, threads, quantised)
+            self._loop = None if self._machine else Loop(self._exact, batch, quantised)
         runner: Any = self._machine or self._loop
         self._slots: dict[tuple[str, str], Slot] = runner.slots
         self._stream: Stream | None = None
@@ -175,15 +173,7 @@ class EventEngine:
     @state.setter
     def state(self, states: States) -> None:
         """Where to go on from; every state must be given, in its shape."""
-        now = self.state
-        if {k: set(v) for k, v in states.items()} != {k: set(v) for k, v in now.items()}:
-            raise BadInput(message("state", f"states of {sorted(states)}", f"exactly those of {sorted(now)} are needed"))
-        arrays = {(step, name): np.asarray(value, np.float32) for step, group in states.items() for name, value in group.items()}
-        for (step, name), value in arrays.items():
-            if value.shape != now[step][name].shape or not np.isfinite(value).all():
-                raise BadInput(
-                    message(f"state {step}.{name}", f"shape {value.shape}", f"{now[step][name].shape} of finite numbers is needed")
-                )
+        arrays = given_states(states, self.state)
         for key, value in arrays.items():
             self._slots[key].write(value)
         self._woken()
@@ -193,8 +183,8 @@ class EventEngine:
     def step(self, x: npt.ArrayLike | Events) -> dict[str, Real]:
         """One time step: `x (B, *input_shape)`, or `Events` of one step. Gives each output's wire at this step, `(B, *shape)`."""
         if self._machine and not isinstance(x, Events):
-            return self._step(np.asarray(x))
-        found = self._run(self._source(x if isinstance(x, Events) else np.asarray(x)[None]), self._wires, 1)
+            return self._step(plain_array("input", x))
+        found = self._run(self._source(x if isinstance(x, Events) else plain_array("input", x)[None]), self._wires, 1)
         wires, _ = next(found)
         return {output.name: wires[output.wire][0] for output in self.program.outputs}
 
@@ -228,11 +218,11 @@ class EventEngine:
 
         Returns what the reference's `run` returns. Raises `BadInput` for an input of another shape, NaN or infinity.
         """
-        unknown = sorted(set(record) - set(self.program.wires))
-        if unknown or order not in ("layer", "step") or (chunk is not None and chunk < 1):
-            raise BadInput(
-                message("run", f"record {unknown}, order {order!r}, chunk {chunk}", "known wires, 'layer' or 'step', chunk at least 1")
-            )
+        record = run_options(self.program, record, order, chunk)
+        with enough_memory("run"):
+            return self._whole_run(x, record, order, chunk)
+
+    def _whole_run(self, x: npt.ArrayLike | Events, record: Collection[str], order: Order, chunk: int | None) -> Run:
         source = self._source(x, checked=not (self._machine and self._machine.compiled))
         steps = source.shape[0] if isinstance(source, np.ndarray) else len(source.ones) // self.batch
         kept = tuple(dict.fromkeys([*self._wires, *record]))

@@ -12,11 +12,9 @@ import numpy.typing as npt
 from spikedeploy import native
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import Program
+from spikedeploy.runtime.events_checks import MOST_ROWS, narrowed, plain_array, whole_number
 from spikedeploy.runtime.reference import Real, check_input
 from spikedeploy.steps import Array, frozen_array
-
-MOST_ROWS = 2**31 - 1
-"""Steps times samples of one sequence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +37,7 @@ class Events:
     def __post_init__(self) -> None:
         for name in ("index", "time", "value", "sample"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name in ("index", "time"):
                 object.__setattr__(self, name, frozen_array(plain_array(f"events.{name}", value)))
 
 
@@ -51,14 +49,6 @@ class Rows:
     index: npt.NDArray[np.uint32]
     value: npt.NDArray[np.float32]
     ones: npt.NDArray[np.uint8]
-
-
-def plain_array(where: str, value: Any) -> Array:
-    """`value` as an array; raises `BadInput` where it is none, lists of different lengths for instance."""
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadInput(message(where, str(error), "an array of numbers is needed")) from None
 
 
 def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArray[np.int64]:
@@ -74,26 +64,16 @@ def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArr
 def _values(value: Array | None, count: int) -> npt.NDArray[np.float32]:
     if value is None:
         return np.ones(count, np.float32)
-    if value.dtype.kind not in "fiub":
-        raise BadInput(message("events.value", f"an array of {value.dtype}", "real numbers are needed"))
-    with np.errstate(over="ignore"):
-        narrow = value.astype(np.float32)
+    narrow = narrowed(value)
     if narrow.shape != (count,) or not np.isfinite(narrow).all():
         found = f"shape {narrow.shape} or values that are not finite"
         raise BadInput(message("events.value", found, f"({count},) finite numbers are needed"))
     return narrow
 
 
-def _whole(where: str, value: object, least: int, most: int) -> int:
-    """A whole number in `[least, most]`; `True` is none."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise BadInput(message(where, f"{value!r}", f"a whole number from {least} to {most} is needed"))
-    return int(value)
-
-
 def sort_events(events: Events, program: Program, batch: int) -> Rows:
     """Checks the events and sorts them; raises `BadInput`."""
-    steps = _whole("events.steps", events.steps, 1, MOST_ROWS // batch)
+    steps = whole_number("events.steps", events.steps, 1, MOST_ROWS // batch)
     if program.input_kind != "float":
         raise BadInput(message("events", "the model reads whole numbers (tokens)", "give them as an array"))
     size, count = prod(program.input_shape), len(np.atleast_1d(events.index))

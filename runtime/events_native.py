@@ -224,9 +224,10 @@ class Tape:
         def run(steps: int) -> None:
             inputs = [self.view(wire, steps) for wire in step.inputs]
             found, batch = self.of(step.name), self.machine.batch
-            for t in range(steps):
-                result = function(*(x[t] for x in inputs), store)
-                found.dense[t * batch : (t + 1) * batch, : found.size] = result.reshape(batch, -1)
+            with np.errstate(all="ignore"):
+                for t in range(steps):
+                    result = function(*(x[t] for x in inputs), store)
+                    found.dense[t * batch : (t + 1) * batch, : found.size] = result.reshape(batch, -1)
 
         return run
 

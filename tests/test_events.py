@@ -240,9 +240,9 @@ def test_bad_input(x: np.ndarray, text: str) -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(BadInput, match="batch 0"):
+    with pytest.raises(BadInput, match="batch: 0"):
         EventEngine(stack(), batch=0)
-    with pytest.raises(BadInput, match=r"batch 1\.5"):
+    with pytest.raises(BadInput, match=r"batch: 1\.5"):
         EventEngine(stack(), batch=1.5)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="weights 'int4'"):
         EventEngine(stack(), weights="int4")  # type: ignore[arg-type]
