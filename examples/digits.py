@@ -27,7 +27,7 @@ from spikedeploy.readers.nir import read as read_nir
 from spikedeploy.report import energy, load_tables, measure
 from spikedeploy.report.evidence import Evidence, bands_of
 from spikedeploy.report.html import html
-from spikedeploy.runtime import reference
+from spikedeploy.runtime import EventEngine, reference
 from spikedeploy.verify import Certificate, require, verify
 
 CLASSES, PIXELS, BRIGHTEST = 10, 64, 16.0
@@ -168,7 +168,11 @@ def main() -> None:
     certificate = require(verify(files["digits.pt"], files["digits.nir"], test.numpy(), input_source=f"{files['test.npz']}"))
     files["certificate.json"].write_text(certificate.to_json())
     show(certificate)
-    run = reference.run(read_nir(files["digits.nir"]), test.numpy(), dtype=np.float32)
+    deployable = read_nir(files["digits.nir"])
+    run = reference.run(deployable, test.numpy(), dtype=np.float32, record=["hidden", "out"])
+    events = EventEngine(deployable, batch=len(test_y)).run(test.numpy(), record=["hidden", "out"])
+    differ = sum(int((events.wires[name] != wire).sum()) for name, wire in run.wires.items())
+    print(f"  event engine: {differ} of {sum(run.decisions.values()):,} spikes differ")
     deployed = accuracy(next(iter(run.outputs.values())), test_y)
     for name, result in third_parties(files["digits.nir"], test.numpy(), "out").items():
         print(f"  {name}: {result}")
