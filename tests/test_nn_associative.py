@@ -171,11 +171,12 @@ def test_long_gradients_are_those_of_the_float64_loop(method: str) -> None:
 def test_float32_keeps_the_gradients_of_float64_over_65536_steps(alpha: float) -> None:
     """The float64 form is the one held against the loop above; here only the length is new."""
     torch.manual_seed(0)
-    v, k, z = torch.randn(65_536, 1, 3), torch.randn(65_536, 1, 2), math.log(alpha / (1 - alpha)) + torch.randn(65_536, 1, 2)
+    packed = torch.randn(65_536, 1, 7)
+    packed[..., 5:] += math.log(alpha / (1 - alpha))
     q, start, found = torch.randn(65_536, 1, 6), torch.randn(1, 3, 2), []
     for dtype in (torch.float32, torch.float64):
-        given = [x.to(kind, copy=True).requires_grad_() for x, kind in ((v, dtype), (k, dtype), (z, torch.float64), (q, dtype))]
-        y, last = memory_native.spikes((given[0], given[1], given[2]), given[3], torch.tensor(1.0), start.double(), Surrogate())
+        given = [x.to(dtype, copy=True).requires_grad_() for x in (packed, q)]
+        y, last = memory_native.spikes(given[0], (given[1],), torch.tensor(1.0), start.double(), Surrogate())
         found.append([last.detach(), *torch.autograd.grad(y, given, torch.cos(torch.arange(y.numel(), dtype=dtype)).reshape(y.shape))])
     for narrow, wide in zip(*found, strict=True):
         close(narrow, wide, 1e-5)
@@ -270,16 +271,21 @@ def test_only_what_asks_for_a_gradient_gets_one(method: str) -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native core")
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
-    layer = make(9, 10, 3, method="native")
-    x, start, before = torch.randn(130, 5, 3), torch.zeros(5, 9, 10, dtype=torch.float64), torch.get_num_threads()
-    inputs, q = tuple(i.detach().requires_grad_() for i in layer.project(x)), layer.to_q(x).detach().requires_grad_()  # type: ignore[misc]
-    runs = []
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("use_q", [False, True])
+def test_bits_do_not_depend_on_the_number_of_threads(batch: int, delta: bool, use_q: bool) -> None:
+    """A batch element is run by one thread or by several, which share its rows and its steps."""
+    torch.manual_seed(4)
+    d, n, before, runs = 21, 18, torch.get_num_threads(), []
+    packed, q = torch.randn(130, batch, d + 2 * n + delta), (torch.randn(130, batch, d * n),) if use_q else ()
+    start, limit = torch.randn(batch, d, n, dtype=torch.float64), torch.rand(d * n)
+    given = [x.requires_grad_() for x in (packed, start, limit, *q)]
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 3, 4, 9):
             torch.set_num_threads(threads)
-            y, last = memory_native.spikes(inputs, q, layer.threshold, start, Surrogate())
-            runs.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), [*inputs, q])])
+            y, last = memory_native.spikes(packed, q, limit, start, Surrogate(), delta)
+            runs.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), given)])
     finally:
         torch.set_num_threads(before)
     for other in runs[1:]:

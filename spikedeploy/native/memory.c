@@ -4,68 +4,110 @@
  *   Gen3   K = S_{t-1} Diag(alpha_t),  r = K k_t,  S_t = K + beta_t (v_t - r) k_t^T
  *   P_t = 1[S_t > threshold],  y_t = S_t | P_t | P_t Q_t
  *
- * Time is cut into segments of SEG steps with one checkpoint of S each. Inside a segment a tile of ROWS x COLS cells (Gen2) or a
- * block of ROWS rows (Gen3) stays in registers or L1 for all SEG steps. The backward recomputes a segment from its checkpoint, by the
- * same operations in the same order, so it sees the same spikes; dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
+ * `in` holds what the layer's maps put out, side by side for a step: v (d), k (n), the logits of alpha (n) and for Gen3 that of beta (1).
+ * The sigmoids are taken here, and Gen3's k is brought to length 1; `din` is the gradient of the same numbers.
+ *
+ * Time is cut into segments with one checkpoint of S each. Inside a segment a tile of ROWS x COLS cells (Gen2) or a block of ROWS rows
+ * (Gen3) stays in registers or L1 for all steps. The backward recomputes a segment from its checkpoint, by the same operations in the
+ * same order, so it sees the same spikes; dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
  *
  * State, decay and the adjoint G are float64: over many steps near alpha = 1 float32 would lose 1e-5. Inputs and outputs are float32
- * or float64 (REAL). A batch element is run by one thread from beginning to end, so results do not depend on how many there are.
+ * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by steps elsewhere. What is
+ * summed over rows is summed per group of rows first, in groups that depend on d alone, so results do not depend on the threads.
  *
- * Arrays: v (T, B, d), k and alpha (T, B, n), beta (T, B), q (T, B, n, d), threshold (d, n), start and end (B, d, n),
- * checkpoints (B, ceil(T / SEG), d, n), y (T, B, d, n) or (T, B, d, d) with q; gradients like what they belong to, dthreshold (B, d, n).
+ * Arrays: in (T, B, d + 2n [+ 1]), q (T, B, n, d) in the forward and transposed, (T, B, d, np), zero past n, in the backward; dq
+ * n * d numbers at the beginning of every d * np, which may be q itself; thresholds: 1 or d * n; start and end (B, d, n),
+ * checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with q; dthreshold (B, d, n), NULL where it is not wanted.
  */
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "clones.inc"
 #include "denormal.inc"
+#include "events_math.inc"
+#include "huge.inc"
 #include "memory.h"
 
-enum { SEG = 64, ROWS = 4, LANES = 8, COLS = 16 };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512 };
 enum { OUT_STATE = 0, OUT_SPIKES = 1, OUT_READ = 2 };
 enum { ZERO, ATAN, FAST_SIGMOID, SIGMOID, STRAIGHT, TRIANGULAR, SIGN }; /* the surrogates, as numbered in nn/surrogate.py */
 
 typedef double vec __attribute__((vector_size(64)));
 typedef int64_t vec_mask __attribute__((vector_size(64)));
-typedef unsigned char vec_bytes __attribute__((vector_size(8)));
+typedef unsigned char vec_bytes __attribute__((vector_size(8), may_alias));
 
 #define VEC(p) (*(vec *)(p))
 #define CVEC(p) (*(const vec *)(p))
-/* Only in dP = dY Q^T may a product and a sum be fused: a gradient, whose last bit is nobody's promise, and most of the work. */
+#define CHOOSE(where, a, b) ((vec)(((vec_mask)(a) & (where)) | ((vec_mask)(b) & ~(where))))
+/* Only in gradients may a product and a sum be fused: their last bit is nobody's promise. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define FUSED __attribute__((optimize("fp-contract=fast")))
 #else
 #define FUSED
 #endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (order){__VA_ARGS__})
-#endif
 #define HOT static inline __attribute__((always_inline))
+/* Where the spike of row r, column 8 h + l of a tile is in byte l of its word. */
+#define BIT_HALF 4
+#define BIT(r, h) (1 << ((h) * BIT_HALF + (r)))
 
 HOT double total(const vec *x) { return (((*x)[0] + (*x)[4]) + ((*x)[2] + (*x)[6])) + (((*x)[1] + (*x)[5]) + ((*x)[3] + (*x)[7])); }
 HOT int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-int sd_memory_segment(void) { return SEG; }
+/* Steps from one checkpoint to the next: a segment's gradients of all cells should stay in the L2 cache. */
+int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : 64; }
+
+/* Says that a result of so many bytes will be written whole. */
+void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }
+
+/* Columns of a row with its padding. */
+int64_t sd_memory_width(int64_t n) { return up(n, COLS); }
+
+/* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for LANES numbers at a time. */
+HOT vec sigmoid(vec z) {
+    const vec zero = {0}, magic = zero + 6755399441055744.0, least_x = zero - 700, most_x = zero + 700;
+    vec x = -z;
+    x = CHOOSE(x < least_x, least_x, x);
+    x = CHOOSE(x > most_x, most_x, x);
+    vec shifted = x * 1.4426950408889634 + magic, n = shifted - magic;
+    vec r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10, e = zero + SD_EXP[13];
+    for (int k = 12; k >= 0; k--) e = e * r + SD_EXP[k];
+    vec_mask power = (((vec_mask)shifted - (vec_mask)magic) << 52) + ((int64_t)1023 << 52);
+    return 1 / (1 + e * (vec)power);
+}
+
+/* Where S fires. */
+typedef struct {
+    int32_t row, column;
+} spike;
+
+/* The threads of a batch element, and which of them this is. */
+typedef struct {
+    int64_t member, count;
+} team;
+
+/* The part of 0..n, in whole units, that is this thread's. */
+HOT int64_t share(const team *my, int64_t n, int64_t unit, int64_t *end) {
+    int64_t units = (n + unit - 1) / unit;
+    *end = least(n, units * (my->member + 1) / my->count * unit);
+    return units * my->member / my->count * unit;
+}
+
+static void meet(const team *my) {
+    if (my->count > 1) {
+#pragma omp barrier
+    }
+}
 
 #define REAL float
 #define NAME(f) f##_f32
-#define INDEX int32_t
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #include "memory_body.inc"
 #undef REAL
 #undef NAME
-#undef INDEX
-#undef LOW
-#undef HIGH
 
 #define REAL double
 #define NAME(f) f##_f64
-#define INDEX int64_t
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #include "memory_body.inc"

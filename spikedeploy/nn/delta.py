@@ -30,12 +30,16 @@ class DeltaRuleLeaky(MemoryLayer):
 
     routes: ClassVar[dict[str, Route]] = dict(ROUTES)
     fallback: ClassVar[str] = "associative"
+    delta: ClassVar[bool] = True
 
     def __init__(self, in_dim: int, d_value: int, d_key: int, *arguments: Any, **options: Any) -> None:
         super().__init__(in_dim, d_value, d_key, *arguments, **options)
         self.to_beta = nn.Linear(in_dim, 1)
 
+    def _writers(self) -> tuple[nn.Linear, ...]:
+        return *super()._writers(), self.to_beta
+
     def project(self, x: Tensor) -> Inputs:
         """`v (T, B, d)`, `k (T, B, n)` of length 1, the logits of alpha `(T, B, n)` and `beta (T, B, 1)`, the last two in float64."""
-        v, k, z = super().project(x)
-        return v, F.normalize(k, dim=-1, eps=1e-12), z, torch.sigmoid(self.to_beta(x).double())
+        v, k, z, b = super().project(x)
+        return v, F.normalize(k, dim=-1, eps=1e-12), z, torch.sigmoid(b.double())

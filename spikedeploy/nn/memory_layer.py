@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from spikedeploy.errors import BadInput, message
@@ -51,6 +52,8 @@ class MemoryLayer(nn.Module):
     """Pure torch routes by method name; `native` and `auto` exist besides."""
     fallback: ClassVar[str] = "prefix"
     """What `auto` takes where there is neither native core nor GPU kernel."""
+    delta: ClassVar[bool] = False
+    """Whether a write goes by the delta rule."""
     on_gpu: ClassVar[bool] = False
     """Whether there is a Triton kernel: method "triton"."""
     threshold: Tensor
@@ -127,12 +130,33 @@ class MemoryLayer(nn.Module):
 
     # --- what is written --------------------------------------------------------------------------------------------
 
+    def _writers(self) -> tuple[nn.Linear, ...]:
+        """The maps whose results write the state, in the order of `_packed`."""
+        return self.to_v, self.to_k, self.to_alpha
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """What the maps make of `x (T, B, in_dim)`, side by side: one product for all of them where they are plain."""
+        maps = self._writers()
+        if all(memory_query.plain(one) for one in maps):
+            weight, bias = (torch.cat([getattr(one, name) for one in maps]) for name in ("weight", "bias"))
+            packed = F.linear(x, weight, bias)
+        else:
+            packed = torch.cat([one(x) for one in maps], -1)
+        if self.topk_k is None and self.topk_v is None:
+            return packed
+        v, k, *rest = torch.split(packed, self._widths(), -1)
+        return torch.cat([topk(v, self.topk_v), topk(k, self.topk_k), *rest], -1)
+
+    def _widths(self) -> list[int]:
+        return [one.out_features for one in self._writers()]
+
     def project(self, x: Tensor) -> Inputs:
         """What writes the state at every step: `v (T, B, d)`, `k (T, B, n)`, and the logits of alpha `z (T, B, n)` in float64.
 
         Logits and not alpha: near 1 the rounding of alpha to float32 would be the whole error of the layer.
         """
-        return topk(self.to_v(x), self.topk_v), topk(self.to_k(x), self.topk_k), self.to_alpha(x).double()
+        v, k, z, *rest = torch.split(self._packed(x), self._widths(), -1)
+        return v, k, z.double(), *rest
 
     def _check(self, x: Tensor, state: Tensor | None) -> Tensor:
         where, cells = type(self).__name__, (self.d_value, self.d_key)
@@ -190,18 +214,23 @@ class MemoryLayer(nn.Module):
             raise BadInput(message(f"{type(self).__name__} method={self.method!r}", why(x), "", "Use method='auto'."))
         return self.method
 
-    def _run(self, x: Tensor) -> Route:
+    def _route(self, x: Tensor) -> tuple[Route, Inputs]:
+        """What runs `x`, and what it takes: the native core all projections as they are, the others `project`."""
         method = self.route(x)
+        if method == "native":
+            return memory_native.states(self.delta), (self._packed(x),)
         if method == "triton":
             from spikedeploy.nn import triton_memory
 
-            return triton_memory.states
-        return memory_native.states if method == "native" else self.routes[method]
+            return triton_memory.states, self.project(x)
+        return self.routes[method], self.project(x)
 
     @full_precision
     def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         """All states `S (T, B, d, n)` of an input `(T, B, in_dim)`: what is compared with the recurrence. It holds S in memory."""
-        states, _ = self._run(x)(self.project(x), self._check(x, state))
+        start = self._check(x, state)
+        run, inputs = self._route(x)
+        states, _ = run(inputs, start)
         return states
 
     @uncompiled
@@ -212,20 +241,20 @@ class MemoryLayer(nn.Module):
         Passing the returned state on continues the sequence: pieces give the same numbers as the whole.
         Raises `BadInput` on another shape.
         """
-        start, run, inputs = self._check(x, state), self._run(x), self.project(x)
-        if run is memory_native.states and isinstance(self.spike_grad, Surrogate) and not self.state_quant:
-            y, last = self._fused(inputs, x, start, self.spike_grad)
+        start = self._check(x, state)
+        if self.route(x) == "native" and isinstance(self.spike_grad, Surrogate) and not self.state_quant:
+            y, last = self._fused(x.contiguous(), start, self.spike_grad)
         else:
+            run, inputs = self._route(x)
             y, last = self._torch(run, inputs, None if self.to_q is None else self.to_q(x), start)
         return (y, last) if return_state else y
 
-    def _fused(self, inputs: Inputs, x: Tensor, start: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
+    def _fused(self, x: Tensor, start: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
         """State, spikes and read-out in the native core."""
-        if self.to_q is not None and memory_query.plain(self.to_q, x):
-            y, last = memory_query.read(inputs, x, self.to_q, self.threshold, start, surrogate)
-        else:
-            q = None if self.to_q is None else self.to_q(x)
-            y, last = memory_native.spikes(inputs, q, self.threshold, start, surrogate)
+        query: tuple[Tensor, ...] = ()
+        if self.to_q is not None:
+            query = (x, self.to_q.weight, self.to_q.bias) if memory_query.plain(self.to_q) else (self.to_q(x),)
+        y, last = memory_native.spikes(self._packed(x), query, self.threshold, start, surrogate, self.delta)
         return y if self._plain_spikes() else y * self.graded_spikes_factor, last
 
     def _plain_spikes(self) -> bool:

@@ -1,10 +1,12 @@
-"""The matrix memories in one native call, forward and backward: what `method="native"` runs.
+"""The matrix memories in the native core, forward and backward: what `method="native"` runs.
 
-S never reaches RAM: segments of 64 steps leave one checkpoint each, and the backward recomputes a segment from it.
+S never reaches RAM: segments of 32 or 64 steps leave one checkpoint each, and the backward recomputes a segment from it. Nor does the
+query: the sequence is run in pieces of whole segments, and a piece of it is held at a time (`memory_query`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
-from spikedeploy.nn.memory_scan import Inputs
+from spikedeploy.nn.memory_query import Given, NoQuery, Projected, Query
+from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.surrogate import Surrogate
 
 STATE, SPIKES, READ = 0, 1, 2  # what the kernel puts out: S, spikes, or what is read with them
+
+Arrays = Mapping[str, Tensor | None]
+Settings = dict[str, Any]
+
+QUERIES: dict[int, type[Query]] = {0: NoQuery, 1: Given, 3: Projected}
+"""How the query comes, by the number of its tensors."""
 
 
 def admits(x: Tensor) -> bool:
@@ -32,101 +41,115 @@ def why_not(x: Tensor) -> str:
     return ""
 
 
-def segment_steps() -> int:
-    """Steps from one checkpoint of the kernel to the next."""
-    steps: int = native.core()[1].sd_memory_segment()
-    return steps
+def states(delta: bool) -> Route:
+    """The route to all states `(T, B, d, n)` and the last one, float64, from the packed inputs `(T, B, d + 2n [+ 1])`."""
+
+    def route(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+        return _call(inputs[0], (), state.new_zeros(1), state, {"delta": int(delta), "output": STATE})
+
+    return route
 
 
-def states(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
-    """All states `(T, B, d, n)` and the last one, float64."""
-    limit = torch.zeros(state.shape[1:], dtype=torch.float64)
-    return _call(inputs, None, limit, state, STATE, Surrogate())
+def spikes(
+    packed: Tensor, query: tuple[Tensor, ...], threshold: Tensor, state: Tensor, surrogate: Surrogate, delta: bool = False
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Spikes `(T, B, d*n)`, or `vec(P_t Q_t)` `(T, B, d*d)` with a query, and the last state.
 
-
-def spikes(inputs: Inputs, q: Tensor | None, threshold: Tensor, state: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
-    """Spikes `(T, B, d*n)`, or `vec(P_t Q_t)` `(T, B, d*d)` with `q (T, B, n*d)`, and the last state. threshold: one, or `d*n`."""
-    limit = threshold.double().expand(state[0].numel())
-    y, last = _call(inputs, q, limit, state, SPIKES if q is None else READ, surrogate)
+    packed      `(T, B, d + 2n [+ 1])`: v, k, the logits of alpha and, for Gen3 (`delta`, which normalises k), that of beta
+    query       none; or `Q (T, B, n*d)`; or `x (T, B, m)`, the weight `(n*d, m)` and the bias `(n*d,)` of its map
+    threshold   one number, or one per cell
+    """
+    settings = {"delta": int(delta), "output": READ if query else SPIKES, "surrogate": surrogate.code, "slope": surrogate.k}
+    y, last = _call(packed, query, threshold.double().reshape(-1), state, settings)
     return y.flatten(-2), last
 
 
-def _call(inputs: Inputs, q: Tensor | None, limit: Tensor, state: Tensor, output: int, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
-    v, k, z, *rest = inputs
-    beta = rest[0] if rest else None
-    arguments = (v, k, torch.sigmoid(z), beta, q, limit, state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments)
-    contiguous = (None if x is None else x.contiguous() for x in arguments)
-    result: tuple[Tensor, Tensor] = _Memory.apply(*contiguous, output, surrogate, keep)  # type: ignore[no-untyped-call]
+def _call(packed: Tensor, query: tuple[Tensor, ...], limit: Tensor, state: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    arguments = (packed, limit, state, *query)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in arguments)
+    result: tuple[Tensor, Tensor] = _Memory.apply(settings, keep, *(x.contiguous() for x in arguments))  # type: ignore[no-untyped-call]
     return result
 
 
-NAMES = ("v", "k", "alpha", "beta", "q", "threshold", "start", "checkpoints")
+class _Job:
+    """One description of calls of the kernel: sizes and settings once, then the addresses of a piece as often as there are pieces.
 
+    The caller keeps the arrays. `result (T, B, ...)` is the largest of them, about to be written whole.
+    """
 
-class Job:
-    """One call description of the kernel: sizes and settings once, arrays by name as often as there are calls."""
-
-    def __init__(self, v: Tensor, k: Tensor, delta: bool, settings: dict[str, Any]) -> None:
+    def __init__(self, direction: str, result: Tensor, limit: Tensor, state: Tensor, settings: Settings, fixed: Arrays) -> None:
         self.ffi, self.lib = native.core()
         self.job = self.ffi.new("sd_memory *", settings)
-        self.job.steps, self.job.batch, self.job.d, self.job.n = *v.shape, k.shape[-1]
-        self.job.delta, self.job.threads = int(delta), torch.get_num_threads()
-        self.suffix = "f64" if v.dtype == torch.float64 else "f32"
+        self.steps = self.job.steps = len(result)
+        self.job.batch, self.job.d, self.job.n = state.shape
+        self.job.threads, self.job.thresholds = torch.get_num_threads(), limit.numel()
+        suffix = "f64" if result.dtype == torch.float64 else "f32"
+        self.call = getattr(self.lib, f"sd_memory_{direction}_{suffix}")
+        for name, array in {"threshold": limit, **fixed}.items():
+            self._set(name, array)
+        bytes_of_area = getattr(self.lib, f"sd_memory_area_{suffix}")(self.job, int(direction == "backward"))
+        self.area = torch.zeros(bytes_of_area, dtype=torch.uint8)
+        self._set("area", self.area)
+        self.segment: int = self.lib.sd_memory_segment(self.job.d, self.job.n)
+        self.width: int = self.lib.sd_memory_width(self.job.n)
+        self.lib.sd_memory_announce(self.ffi.cast("void *", result.data_ptr()), result.numel() * result.element_size())
 
-    def hold(self, direction: str) -> Tensor:
-        """The work area of many calls; keep it as long as the job."""
-        area = torch.zeros(getattr(self.lib, f"sd_memory_area_{self.suffix}")(self.job, int(direction == "backward")), dtype=torch.uint8)
-        self.job.area = self.ffi.cast("void *", area.data_ptr())
-        return area
+    def _set(self, name: str, array: Tensor | None, offset: int = 0) -> None:
+        address = self.ffi.NULL if array is None else self.ffi.cast("void *", array.data_ptr() + offset)
+        setattr(self.job, name, address)
 
-    def run(self, direction: str, arrays: dict[str, Tensor | None]) -> None:
-        """`direction` is "forward" or "backward"; arrays must be contiguous."""
-        for name, array in arrays.items():
-            setattr(self.job, name, self.ffi.NULL if array is None else self.ffi.cast("void *", array.data_ptr()))
-        if getattr(self.lib, f"sd_memory_{direction}_{self.suffix}")(self.job):
-            raise MemoryError(f"no memory for the work area of a {self.job.d} x {self.job.n} memory")
+    def pieces(self, steps: int) -> list[slice]:
+        """The sequence in pieces of at most `steps`."""
+        return [slice(begin, min(begin + steps, self.steps)) for begin in range(0, self.steps, steps)]
+
+    def run(self, at: slice, sequences: Arrays, checkpoints: Tensor | None, query: Arrays) -> None:
+        """The kernel on a piece of the sequences `(T, ...)`; a checkpoint holds one state per segment."""
+        self.job.steps = at.stop - at.start
+        for name, array in sequences.items():
+            self._set(name, array, 0 if array is None else at.start * array.stride(0) * array.element_size())
+        for name, array in query.items():
+            self._set(name, array)
+        self._set("checkpoints", checkpoints, at.start // self.segment * self.job.batch * self.job.d * self.job.n * 8)
+        self.call(self.job)
 
 
 class _Memory(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        v: Tensor,
-        k: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        q: Tensor | None,
-        limit: Tensor,
-        state: Tensor,
-        output: int,
-        surrogate: Surrogate,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
-        (steps, batch, d), n = v.shape, k.shape[-1]
-        segments = -(-steps // segment_steps())
-        checkpoints = torch.empty(batch, segments, d, n, dtype=torch.float64) if keep else None
-        y = torch.empty(steps, batch, d, d if output == READ else n, dtype=v.dtype)
-        end = torch.empty_like(state)
-        saved = (v, k, alpha, beta, q, limit, state, checkpoints)
-        ctx.save_for_backward(*saved)
-        ctx.settings = {"output": output, "surrogate": surrogate.code, "slope": surrogate.k}
+    def forward(ctx: Any, settings: Settings, keep: bool, packed: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        limit, state, *tensors = others
+        (steps, batch), (d, n) = packed.shape[:2], state.shape[1:]
+        y = packed.new_empty(steps, batch, d, d if settings["output"] == READ else n)
+        end = state.clone()  # the state moves on in place, piece by piece
+        job = _Job("forward", y, limit, state, settings, {"start": end, "end": end})
+        query = QUERIES[len(tensors)](tensors, [False] * len(tensors), d, n, job.width)
+        checkpoints = state.new_empty(-(-steps // job.segment) * state.numel()) if keep else None
+        for at in job.pieces(query.piece(packed, job.segment, backward=False)):
+            job.run(at, {"in": packed, "y": y}, checkpoints, {"q": query.forward(at)})
+        ctx.save_for_backward(packed, limit, checkpoints, *tensors)
+        ctx.settings, ctx.shape = settings, state.shape
         ctx.set_materialize_grads(False)
-        Job(v, k, beta is not None, ctx.settings).run("forward", {**dict(zip(NAMES, saved, strict=True)), "y": y, "end": end})
         return y, end
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
-        v, k, alpha, beta, q, limit, state, _ = saved
-        shape = (*v.shape, v.shape[-1] if q is not None else k.shape[-1])
-        dy = v.new_zeros(shape) if grads[0] is None else grads[0].contiguous()
-        dend = torch.zeros_like(state) if grads[1] is None else grads[1].contiguous()
-        wanted = {"dv": v, "dk": k, "dalpha": alpha, "dbeta": beta, "dq": q if ctx.needs_input_grad[4] else None}
-        results = {name: None if x is None else torch.empty_like(x) for name, x in wanted.items()}
-        per_batch, dstart = torch.empty_like(state), torch.empty_like(state)
-        more = {"dy": dy, "dend": dend, **results, "dthreshold": per_batch, "dstart": dstart}
-        Job(v, k, beta is not None, ctx.settings).run("backward", {**dict(zip(NAMES, saved, strict=True)), **more})
-        dlimit = per_batch.sum(0).reshape(limit.shape) if ctx.needs_input_grad[5] else None
-        return (*results.values(), dlimit, dstart, None, None, None)
+        packed, limit, checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        (steps, batch), (d, n) = packed.shape[:2], ctx.shape[1:]
+        dy = packed.new_zeros(steps, batch, d, d if tensors else n) if grads[0] is None else grads[0].contiguous()
+        dstate = limit.new_zeros(ctx.shape) if grads[1] is None else grads[1].clone(memory_format=torch.contiguous_format)
+        dpacked, dlimit = torch.empty_like(packed), None
+        if ctx.needs_input_grad[3]:
+            dlimit, part = torch.zeros_like(dstate), torch.empty_like(dstate)
+        fixed = {"dend": dstate, "dstart": dstate, "dthreshold": None if dlimit is None else part}
+        job = _Job("backward", dpacked, limit, dstate, ctx.settings, fixed)
+        query = QUERIES[len(tensors)](tensors, ctx.needs_input_grad[5:], d, n, job.width)
+        for at in reversed(job.pieces(query.piece(packed, job.segment, backward=True))):
+            q = query.backward(at)
+            job.run(at, {"in": packed, "dy": dy, "din": dpacked}, checkpoints, {"q": q, "dq": q if query.wanted else None})
+            if dlimit is not None:
+                dlimit += part
+            if q is not None:
+                query.collect(at, q[:, : n * d])
+        if dlimit is not None:
+            dlimit = dlimit.sum(0).flatten() if limit.numel() > 1 else dlimit.sum().reshape(1)
+        return (None, None, dpacked, dlimit, dstate, *query.gradients())

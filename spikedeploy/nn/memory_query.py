@@ -1,159 +1,137 @@
-"""The native memories together with their query projection: neither S nor Q is ever held over the sequence.
+"""How the native memories come by their query, a piece of the sequence at a time, forward and backward.
 
 `Q_t = W_q x_t + b_q` is the largest tensor of the layer, `d * n` numbers per step. Here a piece of it in time is computed into a
 buffer that stays in cache, used, and overwritten by the next piece; the backward computes it once more and turns its gradient
-into that of `W_q` and `x` at once. The bias is a column of the weight and meets a column of ones behind x: adding it apart would
-write the whole of Q once more, and summing its gradient apart would read it.
+into that of `W_q` and `x` at once. Two layouts make the products plain: the forward wants `Q (n, d)`, the backward, which needs
+`dP = dY Q^T`, wants `Q^T (d, np)`, rows padded as the kernel's are: rows of W_q in another order, chosen once, instead of a transposition
+per step. The bias is a row of the transposed weight and meets a column of ones behind x: adding it apart would write the whole of Q
+once more, and summing its gradient apart would read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-from spikedeploy.nn.memory_native import READ, Job, segment_steps
-from spikedeploy.nn.memory_scan import Inputs
-from spikedeploy.nn.surrogate import Surrogate
 
 BUFFER = 1 << 20
 """Bytes of Q that are held at a time, where one segment of all batch elements is not more."""
 
 
-GRADIENTS = ("dv", "dk", "dalpha", "dbeta")
-Arrays = dict[str, Tensor | None]
-
-
-def plain(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether `layer` is only a weight and a bias, so that it may be applied piece by piece."""
+def plain(layer: nn.Linear) -> bool:
+    """Whether `layer` is only a weight and a bias, so that it may be applied piece by piece, or together with others."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is nn.Linear and not any(hooks) and layer.bias is not None and layer.weight.dtype == x.dtype
+    return type(layer) is nn.Linear and not any(hooks) and layer.bias is not None
 
 
-def read(
-    inputs: Inputs, x: Tensor, layer: nn.Linear, threshold: Tensor, state: Tensor, surrogate: Surrogate
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`vec(P_t Q_t)` `(T, B, d*d)` and the last state `(B, d, n)`; threshold: one, or one per cell."""
-    v, k, z, *rest = inputs
-    limit = threshold.double().expand(state[0].numel())
-    arguments = (v, k, torch.sigmoid(z), rest[0] if rest else None, limit, state, x, layer.weight, layer.bias)
-    contiguous = (None if a is None else a.contiguous() for a in arguments)
-    y, last = _Query.apply(*contiguous, surrogate)  # type: ignore[no-untyped-call]
-    return y.flatten(-2), last
+def _rows(x: Tensor, at: slice) -> Tensor:
+    return x[at].flatten(0, 1)
 
 
-class _Pieces:
-    """A sequence cut into pieces of whole segments of the kernel, as many as fit the buffer.
+class Query:
+    """Where Q comes from and its gradient goes; `wanted` says which of the tensors need one.
 
-    sequences  arrays over time by the kernel's names, passed piece by piece
-    fixed      arrays that every call gets whole
-    query      x with ones behind `(T, B, m + 1)`, and W_q with b_q behind `(d * n, m + 1)`
+    d, n, width    of the memory, and the kernel's columns of a row
     """
 
-    def __init__(self, direction: str, settings: dict[str, Any], sequences: Arrays, fixed: Arrays, query: tuple[Tensor, Tensor]) -> None:
-        v, k = sequences["v"], sequences["k"]
-        assert v is not None and k is not None
-        self.direction, self.sequences, self.fixed, self.query = direction, sequences, fixed, query
-        (self.steps, self.batch, d), n = v.shape, k.shape[-1]
-        self.segment, self.cells = segment_steps(), self.batch * d * n
-        self.size = self.segment * max(1, BUFFER // (self.segment * self.cells * v.element_size()))
-        self.q = v.new_empty(min(self.size, self.steps) * self.batch, d * n)
-        self.job = Job(v, k, sequences["beta"] is not None, settings)
-        self.area = self.job.hold(direction)
+    def __init__(self, tensors: Sequence[Tensor], wanted: Sequence[bool], d: int, n: int, width: int) -> None:
+        self.wanted = any(wanted)
+        self.d, self.n, self.width = d, n, width
 
-    def spans(self) -> list[slice]:
-        """The pieces in time."""
-        return [slice(begin, min(begin + self.size, self.steps)) for begin in range(0, self.steps, self.size)]
+    def piece(self, like: Tensor, segment: int, backward: bool) -> int:
+        """Steps of a piece, whole segments of `segment`; `like (T, B, ...)` says what is run."""
+        cells = like.shape[1] * self.d * (self.width if backward else self.n)
+        return segment * max(1, BUFFER // (segment * cells * like.element_size()))
 
-    def flat(self, at: slice) -> Tensor:
-        """The input of a piece, a row for every step and batch element, and a one behind."""
-        return self.query[0][at].flatten(0, 1)
+    def forward(self, at: slice) -> Tensor | None:
+        """Q of a piece, `(steps * B, n * d)`."""
+        raise NotImplementedError
 
-    def run(self, at: slice, checkpoints: Tensor) -> None:
-        """Q of this piece, and the kernel on it; a checkpoint holds one state per segment."""
-        x = self.flat(at)
-        torch.mm(x, self.query[1].t(), out=self.q[: len(x)])
-        self.job.job.steps = at.stop - at.start
-        arrays = {name: None if a is None else a[at] for name, a in self.sequences.items()}
-        self.job.run(
-            self.direction, {**arrays, **self.fixed, "q": self.q, "checkpoints": checkpoints[at.start // self.segment * self.cells :]}
-        )
+    def backward(self, at: slice) -> Tensor | None:
+        """Q^T of a piece, `(steps * B, d * width)`, zero past n; the kernel puts dQ into the first n * d numbers of each row."""
+        raise NotImplementedError
+
+    def collect(self, at: slice, dq: Tensor) -> None:
+        """Take up the gradient of a piece of Q, `(steps * B, n * d)`."""
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Of the tensors."""
+        return ()
 
 
-def _with_bias(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1), torch.cat([weight, bias[:, None]], -1)
+class NoQuery(Query):
+    """The memory's spikes or states are its output."""
+
+    def piece(self, like: Tensor, segment: int, backward: bool) -> int:
+        return len(like)
+
+    def forward(self, at: slice) -> Tensor | None:
+        return None
+
+    backward = forward
 
 
-class _Query(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        v: Tensor,
-        k: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        limit: Tensor,
-        state: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        surrogate: Surrogate,
-    ) -> tuple[Tensor, Tensor]:
-        steps, batch, d = v.shape
-        y, state = v.new_empty(steps, batch, d, d), state.clone()  # the state moves on in place, piece by piece
-        checkpoints = state.new_empty(-(-steps // segment_steps()) * state.numel())
-        ctx.settings = {"output": READ, "surrogate": surrogate.code, "slope": surrogate.k}
-        ctx.set_materialize_grads(False)
-        sequences = {"v": v, "k": k, "alpha": alpha, "beta": beta, "y": y}
-        pieces = _Pieces(
-            "forward", ctx.settings, sequences, {"threshold": limit, "start": state, "end": state}, _with_bias(x, weight, bias)
-        )
-        for at in pieces.spans():
-            pieces.run(at, checkpoints)
-        ctx.save_for_backward(v, k, alpha, beta, limit, x, weight, bias, checkpoints)
-        return y, state
+class Given(Query):
+    """Q `(T, B, n * d)` computed elsewhere."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        v, k, alpha, beta, limit, x, weight, bias, checkpoints = ctx.saved_tensors
-        steps, batch, d = v.shape
-        dy = v.new_zeros(steps, batch, d, d) if grads[0] is None else grads[0].contiguous()
-        dstate = alpha.new_zeros(batch, d, k.shape[-1]) if grads[1] is None else grads[1].clone(memory_format=torch.contiguous_format)
-        results = [None if a is None else torch.empty_like(a) for a in (v, k, alpha, beta)]
-        sequences = {"v": v, "k": k, "alpha": alpha, "beta": beta, "dy": dy, **dict(zip(GRADIENTS, results, strict=True))}
-        query = _with_bias(x, weight, bias)
-        sums = _QuerySums(x, weight, query[1], ctx.needs_input_grad[6:9])
-        dlimit, piece_dlimit = torch.zeros_like(dstate), torch.empty_like(dstate)
-        fixed = {"threshold": limit, "dend": dstate, "dstart": dstate, "dthreshold": piece_dlimit}
-        pieces = _Pieces("backward", ctx.settings, sequences, fixed, query)
-        pieces.fixed["dq"] = dq = torch.empty_like(pieces.q) if sums.wanted else None
-        for at in reversed(pieces.spans()):
-            pieces.run(at, checkpoints)
-            dlimit += piece_dlimit
-            if dq is not None:
-                sums.add(at, pieces.flat(at), dq)
-        return (*results, dlimit.sum(0).flatten(), dstate, sums.x, *sums.parameters(), None)
+    def __init__(self, tensors: Sequence[Tensor], wanted: Sequence[bool], d: int, n: int, width: int) -> None:
+        super().__init__(tensors, wanted, d, n, width)
+        (self.q,) = tensors
+        self.dq = torch.empty_like(self.q) if self.wanted else None
+
+    def forward(self, at: slice) -> Tensor:
+        return _rows(self.q, at)
+
+    def backward(self, at: slice) -> Tensor:
+        q = torch.unflatten(_rows(self.q, at), -1, (self.n, self.d))
+        whole = q.new_zeros(len(q), self.d, self.width)
+        whole[..., : self.n] = q.transpose(1, 2)
+        return whole.flatten(1)
+
+    def collect(self, at: slice, dq: Tensor) -> None:
+        if self.dq is not None:
+            _rows(self.dq, at).copy_(dq)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        return (self.dq,)
 
 
-class _QuerySums:
-    """The gradients of x, W_q and b_q, from the gradient of Q piece by piece."""
+class Projected(Query):
+    """Q from `x (T, B, m)`, `W_q (n * d, m)` and `b_q (n * d,)`."""
 
-    def __init__(self, x: Tensor, weight: Tensor, whole: Tensor, wanted: Sequence[bool]) -> None:
-        self.map, self.wanted = weight, any(wanted)
-        self.x = torch.empty_like(x) if wanted[0] else None
-        self.whole = torch.zeros_like(whole) if wanted[1] or wanted[2] else None
+    def __init__(self, tensors: Sequence[Tensor], wanted: Sequence[bool], d: int, n: int, width: int) -> None:
+        super().__init__(tensors, wanted, d, n, width)
+        x, self.weight, bias = tensors
+        self.x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
+        self.map = torch.cat([self.weight.t(), bias[None]])
+        self.back: Tensor | None = None
+        self.buffer = x.new_empty(0)
+        self.dx = torch.empty_like(x) if wanted[0] else None
+        self.dmap = torch.zeros_like(self.map) if wanted[1] or wanted[2] else None
 
-    def add(self, at: slice, x: Tensor, dq: Tensor) -> None:
-        dq = dq[: len(x)]
-        if self.whole is not None:
-            self.whole.addmm_(dq.t(), x)
-        if self.x is not None:
-            torch.mm(dq, self.map, out=self.x[at].view(len(x), -1))
+    def _product(self, at: slice, weight: Tensor) -> Tensor:
+        x = _rows(self.x, at)
+        if len(self.buffer) < len(x):
+            self.buffer = x.new_empty(len(x), weight.shape[1])
+        return torch.mm(x, weight, out=self.buffer[: len(x)])
 
-    def parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of W_q and b_q."""
-        return (None, None) if self.whole is None else (self.whole[:, :-1], self.whole[:, -1])
+    def forward(self, at: slice) -> Tensor:
+        return self._product(at, self.map)
+
+    def backward(self, at: slice) -> Tensor:
+        if self.back is None:
+            by_value = torch.unflatten(self.map, 1, (self.n, self.d)).transpose(1, 2)
+            self.back = self.map.new_zeros(len(self.map), self.d, self.width)
+            self.back[..., : self.n] = by_value
+            self.back = self.back.flatten(1)
+        return self._product(at, self.back)
+
+    def collect(self, at: slice, dq: Tensor) -> None:
+        if self.dmap is not None:
+            self.dmap.addmm_(_rows(self.x, at).t(), dq)
+        if self.dx is not None:
+            torch.mm(dq, self.weight, out=_rows(self.dx, at))
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        return (self.dx, None, None) if self.dmap is None else (self.dx, self.dmap[:-1].t(), self.dmap[-1])
