@@ -47,7 +47,7 @@ def prefix(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
     v, k, z = (_chunks(x, groups, size, fill) for x, fill in ((v, 0.0), (k, 0.0), (z, math.inf)))
     log_alpha = F.logsigmoid(z)
     decay = log_alpha.cumsum(1).exp()  # (groups, size, B, n), from the beginning of the chunk
-    local = _side_by_side(v, k, log_alpha.exp().to(dtype))
+    local = _side_by_side(v, k, log_alpha.expm1().to(dtype))
     carries, ends = [], zip(local[:, -1].double().unbind(0), decay[:, -1].unbind(0), strict=True)
     for end, factor in ends:
         carries.append(state)
@@ -64,13 +64,16 @@ def _chunks(x: Tensor, groups: int, size: int, fill: float) -> Tensor:
     return whole.reshape(groups, size, *x.shape[1:])
 
 
-def _side_by_side(v: Tensor, k: Tensor, alpha: Tensor) -> Tensor:
-    """All chunks `(groups, size, B, ...)` at once, each from a zero state -> `(groups, size, B, d, n)`."""
-    columns = zip(v.unbind(1), k.unbind(1), alpha.unbind(1), strict=True)
+def _side_by_side(v: Tensor, k: Tensor, change: Tensor) -> Tensor:
+    """All chunks `(groups, size, B, ...)` at once, each from a zero state -> `(groups, size, B, d, n)`.
+
+    `change` is alpha - 1: near 1 a rounded alpha errs the same way at every step, a rounded change does not.
+    """
+    columns = zip(v.unbind(1), k.unbind(1), change.unsqueeze(-2).unbind(1), strict=True)
     states: list[Tensor] = []
-    for v_i, k_i, a_i in columns:
+    for v_i, k_i, change_i in columns:
         write = outer(v_i, k_i)
-        states.append(states[-1] * a_i.unsqueeze(-2) + write if states else write)
+        states.append(states[-1] + torch.addcmul(write, states[-1], change_i) if states else write)
     return torch.stack(states, 1)
 
 
