@@ -17,9 +17,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
 #define CHUNK 64 /* lanes whose state lies together, and whose next rows are asked for at a time */
-#define AHEAD 2 /* steps */
 #define ROW __attribute__((aligned(64)))
-#define STREAMED (1 << 21) /* cells; above, arrays come from memory and go there, rather than to a cache */
 #define TERMS 16 /* of a parameter's gradient that are summed in the width of the arrays before they join the sum in double */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
 
@@ -48,20 +46,10 @@ INLINE int64_t chunk(int64_t at, int64_t n) { return n - at < CHUNK ? n - at : C
 
 INLINE size_t array_bytes(const sd_leaky *job) { return (size_t)(job->steps * job->lanes) * (job->wide_io ? 8 : 4); }
 
-/* Asks for cache lines that are about to be written whole: without it a stream of stores waits for each of them. */
-INLINE void will_write(const void *at, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 1, 3);
-}
-
-/* Asks for the rows to come: the processor's own prefetch ends at the page. */
-INLINE void will_read(const void *at, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)at + i, 0, 2);
-}
-
 /* Whether rows of `row` bytes of a result bypass the caches: it is too large to be found there later, and its rows lie well. */
 INLINE int streams(const sd_leaky *job, uintptr_t to, int64_t first, size_t row) {
     const int64_t size = job->wide_io ? 8 : 4;
-    return job->steps * job->lanes > STREAMED && (job->lanes * size) % 16 == 0 && can_stream((void *)(to + (uintptr_t)(first * size)), row);
+    return can_stream((void *)(to + (uintptr_t)(first * size)), row, job->lanes * size, array_bytes(job));
 }
 
 /* A parameter's values for the lanes [first, first + n), as double. */

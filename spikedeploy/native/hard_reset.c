@@ -11,9 +11,11 @@
 #include <string.h>
 #include "clones.inc"
 #include "huge.inc"
+#include "stream.inc"
 
 #define INLINE static inline __attribute__((always_inline))
-enum { BLOCK = 2048 };
+#define ROW __attribute__((aligned(64)))
+enum { BLOCK = 2048, CHUNK = 128 };
 
 #define REAL float
 #define NAME(x) x##_f32

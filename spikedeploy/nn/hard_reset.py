@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
+from spikedeploy.nn.allocator import empty
 from spikedeploy.nn.uncompiled import uncompiled
 
 Step = Callable[..., tuple[Tensor, Tensor]]
@@ -115,7 +116,7 @@ class HardReset(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, tau: float, use_kernel: bool) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
         if use_kernel:
-            membrane, spikes = torch.empty_like(x), torch.empty_like(x)
+            membrane, spikes = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
             _call("forward", x, membrane, spikes, tau=tau)
         else:
             membrane = speculate(_fire(tau), (x.reshape(len(x), -1),)).reshape(x.shape)
@@ -136,7 +137,7 @@ class HardReset(torch.autograd.Function):
         g_membrane = None if g_membrane is None else g_membrane.contiguous()
         tau: float = ctx.tau  # type: ignore[attr-defined]
         if ctx.use_kernel:  # type: ignore[attr-defined]
-            g_x = torch.empty_like(membrane)
+            g_x = empty(membrane.shape, membrane.dtype)
             _call("backward", membrane, g_spikes, g_membrane, g_x, tau=tau)
             return g_x, None, None
         return _adjoint_in_chunks(membrane, g_spikes, g_membrane, tau), None, None
