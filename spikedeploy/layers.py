@@ -141,13 +141,16 @@ def _inner_linear(m: Any) -> Plain:
 
 def _memory(cls: type[nn.Module]) -> tuple[Describe, Build]:
     """A row for one of our matrix-state memories."""
-    names = ("in_dim", "d_value", "d_key", "use_q_projection", "topk_k", "topk_v", "method", "chunk")
+    names = ("in_dim", "d_value", "d_key", "use_q_projection", "topk_k", "topk_v", "method", "chunk", "batch_chunk")
 
     def build(plain: Plain) -> nn.Module:
         options = _neuron(plain)
-        return cls(**{name: plain[name] for name in names}, spike_grad=options["spike_grad"], state_quant=options["state_quant"] or None)
+        arguments = {name: plain[name] for name in names}
+        module: nn.Module = cls(**arguments, spike_grad=options["spike_grad"], state_quant=options["state_quant"] or None)
+        module.output = plain["output"]
+        return module
 
-    return lambda m: {**neuron_arguments(m), **{name: _number(getattr(m, name)) for name in names}}, build
+    return lambda m: {**neuron_arguments(m), **{name: _number(getattr(m, name)) for name in (*names, "output")}}, build
 
 
 def _describe_lif(m: Any) -> Plain:

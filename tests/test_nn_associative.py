@@ -365,6 +365,43 @@ def test_state_quantiser_and_callable_surrogates_are_kept() -> None:
     assert torch.equal(layer(x), expected)
 
 
+@every_method
+@pytest.mark.parametrize("use_q", [True, False])
+def test_options_set_later_act_as_the_library_s(method: str, use_q: bool) -> None:
+    """Attributes that a trained layer of the library may hold; over few steps the library's form is the recurrence."""
+    library = snntorch.AssociativeLeaky(4, 3, 3, 9, use_q_projection=use_q)
+    layer = AssociativeLeaky(4, 3, 3, 9, use_q, method=method)
+    layer.load_state_dict(library.state_dict())
+    x = torch.randn(5, 2, 4)
+    changes: list[dict[str, Any]] = [
+        {"threshold": torch.tensor(0.3)},
+        {"threshold": torch.rand(9)},
+        {"graded_spikes_factor": torch.rand(9)},  # d = n: a factor of what is read would have the same shape
+        {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=5)},
+        {"output": False},
+        {"state_quant": lambda s: torch.round(s * 2) / 2},
+    ]
+    for change in changes:
+        for module in (library, layer):
+            for name, value in change.items():
+                setattr(module, name, value)
+        theirs, ours = library(x), layer(x)
+        close(ours.detach(), theirs.detach(), 1e-5, str(change))
+        if not library.state_quant:
+            expected = torch.autograd.grad(theirs.square().sum(), library.to_k.weight)[0]
+            close(torch.autograd.grad(ours.square().sum(), layer.to_k.weight)[0], expected, 1e-3, str(change))
+
+
+@every_method
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_batch_chunks_change_nothing(method: str, size: int) -> None:
+    whole, pieces = (make(3, 4, 2, method=method, chunk=16, batch_chunk=chunk) for chunk in (None, size))
+    x, start = torch.randn(40, 5, 2), torch.randn(5, 3, 4, dtype=torch.float64)
+    expected = gradients(lambda x, s: whole(x, s, return_state=True), whole, x, start)
+    for name, value in gradients(lambda x, s: pieces(x, s, return_state=True), pieces, x, start).items():
+        close(value, expected[name], 1e-5, name)
+
+
 def test_initial_retention_is_the_bias() -> None:
     assert torch.allclose(make(2, 3, 2, initial_retention=50.0).to_alpha.bias, torch.full((3,), math.log(50.0)))
     assert torch.allclose(make(2, 3, 2, initial_retention=[1.0, 2.0, 4.0]).to_alpha.bias, torch.tensor([1.0, 2.0, 4.0]).log())
@@ -376,6 +413,8 @@ def test_initial_retention_is_the_bias() -> None:
         ({"method": "convolution"}, "decay that is the same at every step"),
         ({"method": "magic"}, "method='magic'"),
         ({"chunk": 0}, "chunk=0"),
+        ({"batch_chunk": 0}, "batch_chunk=0"),
+        ({"graded_spikes_factor": torch.ones(4)}, "graded_spikes_factor of shape"),
         ({"threshold": torch.ones(5)}, "threshold of shape"),
         ({"num_spiking_neurons": 7}, "must equal d_value \\* d_key = 6"),
         ({"initial_retention": -1.0}, "positive finite steps"),

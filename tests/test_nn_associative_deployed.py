@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import snntorch
 import torch
 from torch import Tensor, nn
 
+import spikedeploy
 from spikedeploy import convert
 from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky
 from spikedeploy.runtime import reference
@@ -27,10 +29,18 @@ class Net(nn.Module):
         return y
 
 
+def states() -> AssociativeLeaky:
+    layer = AssociativeLeaky(5, 3, 4)
+    layer.output = False
+    return layer
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gen2": (lambda: AssociativeLeaky(5, 3, 4, initial_retention=9.0), 9),
     "gen2 sparse": (lambda: AssociativeLeaky(5, 3, 4, topk_k=2, topk_v=2), 9),
     "gen2 thresholds": (lambda: AssociativeLeaky(5, 3, 4, threshold=torch.rand(3, 4), graded_spikes_factor=2.0), 9),
+    "gen2 graded": (lambda: AssociativeLeaky(5, 4, 4, threshold=0.2, graded_spikes_factor=torch.rand(4, 4)), 16),
+    "gen2 states": (states, 9),
     "gen2 spikes": (lambda: AssociativeLeaky(5, 4, 3, use_q_projection=False), 12),
     "gen3": (lambda: DeltaRuleLeaky(5, 3, 4, threshold=0.2), 9),
     "gen3 sparse": (lambda: DeltaRuleLeaky(5, 3, 4, threshold=0.2, topk_k=0.5, topk_v=1), 9),
@@ -52,6 +62,14 @@ def test_the_program_computes_what_the_layer_computes(name: str) -> None:
         expected = model.double()(x.double()).numpy()
     assert expected.std() > 0.05, "the memory must fire"
     np.testing.assert_allclose(deployed, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_saved_layer_comes_back(name: str, tmp_path: Path) -> None:
+    model, x = nn.Sequential(LAYERS[name][0]()).eval(), 2 * torch.randn(9, 2, 5)
+    spikedeploy.save(model, tmp_path / "m.pt", x)
+    with torch.no_grad():
+        assert torch.equal(spikedeploy.load(tmp_path / "m.pt")(x), model(x))
 
 
 @pytest.mark.parametrize("steps", [1, 16, 64])

@@ -25,12 +25,15 @@ class AssociativeLeaky(MemoryLayer):
     in_dim, d_value (d), d_key (n), num_spiking_neurons (d*n or None), use_q_projection: as in snnTorch.
     threshold             one number or one per cell, `(d, n)` or `(d*n,)`; learned when `learn_threshold`
     spike_grad            surrogate gradient, as snnTorch's (default arctangent); any callable on `S - threshold`
-    graded_spikes_factor  amplitude of a spike; learned when `learn_graded_spikes_factor`
+    graded_spikes_factor  amplitude of a spike, one or per cell; learned when `learn_graded_spikes_factor`
     state_quant           quantiser of S before firing, as snnTorch's
     initial_retention     steps that a write should last at first: the bias of alpha becomes ln(horizon); one number or `(n,)`
     topk_k, topk_v        keep only the largest entries of k and v (count, or fraction as a float); straight-through gradient
     method                "iterative", "prefix", "associative", "native", "triton" or "auto"; no convolution: the decay varies with time
     chunk                 steps of a segment: the backward of the torch forms recomputes one segment at a time
+    batch_chunk           batch elements that are run at a time, where memory is short; None runs all
+
+    The attribute `output` is snnTorch's: set to False, S itself is read instead of its spikes.
 
     Raises `BadInput` on a size, threshold, method or top-k that cannot be.
     """

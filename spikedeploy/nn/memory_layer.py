@@ -78,22 +78,26 @@ class MemoryLayer(nn.Module):
         topk_v: int | float | None = None,
         method: str = "auto",
         chunk: int = 128,
+        batch_chunk: int | None = None,
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        _count(where, in_dim=in_dim, d_value=d_value, d_key=d_key, chunk=chunk)
+        _count(
+            where, in_dim=in_dim, d_value=d_value, d_key=d_key, chunk=chunk, **({} if batch_chunk is None else {"batch_chunk": batch_chunk})
+        )
         cells = d_value * d_key
         if num_spiking_neurons not in (None, cells):
             raise BadInput(message(where, f"num_spiking_neurons={num_spiking_neurons}", f"it must equal d_value * d_key = {cells}"))
         self.in_dim, self.d_value, self.d_key, self.num_spiking_neurons = in_dim, d_value, d_key, cells
-        self.use_q_projection, self.output, self.chunk = use_q_projection, True, chunk
+        self.use_q_projection, self.output = use_q_projection, True
+        self.chunk, self.batch_chunk = chunk, batch_chunk
         self.to_v, self.to_k, self.to_alpha = nn.Linear(in_dim, d_value), nn.Linear(in_dim, d_key), nn.Linear(in_dim, d_key)
         self.to_q = nn.Linear(in_dim, cells) if use_q_projection else None
         self.spike_grad = recognise(spike_grad)
         self.state_quant = state_quant
         self.topk_k, self.topk_v = topk_count(topk_k, d_key, f"{where} topk_k"), topk_count(topk_v, d_value, f"{where} topk_v")
-        self._hold("threshold", self._per_cell(threshold), learn_threshold)
-        self._hold("graded_spikes_factor", torch.as_tensor(graded_spikes_factor), learn_graded_spikes_factor)
+        self._hold("threshold", self._per_cell("threshold", threshold), learn_threshold)
+        self._hold("graded_spikes_factor", self._per_cell("graded_spikes_factor", graded_spikes_factor), learn_graded_spikes_factor)
         self.register_buffer("reset_mechanism_val", torch.as_tensor(0))  # the library's checkpoints hold it; this neuron has no reset
         self.method = self.check_method(method)
         if initial_retention is not None:
@@ -110,13 +114,13 @@ class MemoryLayer(nn.Module):
             raise BadInput(message(type(self).__name__, f"method={method!r}", f"one of {', '.join(admitted)} is needed"))
         return method
 
-    def _per_cell(self, threshold: float | Tensor) -> Tensor:
-        value = torch.as_tensor(threshold)
+    def _per_cell(self, name: str, given: float | Tensor) -> Tensor:
+        value = torch.as_tensor(given)
         cells = (self.d_value, self.d_key)
         if value.shape == cells:
             value = value.flatten()
         if value.shape not in ((), (1,), (math.prod(cells),)):
-            found = f"threshold of shape {tuple(value.shape)}"
+            found = f"{name} of shape {tuple(value.shape)}"
             raise BadInput(
                 message(type(self).__name__, found, f"one number, or one per cell as {cells} or ({math.prod(cells)},), is needed")
             )
@@ -172,10 +176,12 @@ class MemoryLayer(nn.Module):
     # --- running ----------------------------------------------------------------------------------------------------
 
     def fire(self, mem: Tensor) -> Tensor:
-        """Spikes of membranes `(..., d*n)`: the forward of `spike_grad` times `graded_spikes_factor`."""
+        """Spikes of membranes `(..., d*n)`: the forward of `spike_grad` times `graded_spikes_factor`; with `output` False the membranes."""
         if self.state_quant:
             mem = self.state_quant(mem)
-        return self.spike_grad(mem - self.threshold) * self.graded_spikes_factor
+        if not self.output:
+            return mem
+        return recognise(self.spike_grad)(mem - self.threshold) * self.graded_spikes_factor
 
     def _segment(self, route: Route, state: Tensor, q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         states, state = route(inputs, state)
@@ -193,7 +199,7 @@ class MemoryLayer(nn.Module):
         outputs = []
         for part, query in zip(parts, queries, strict=True):
             arguments: tuple[Any, ...] = (route, state, query, *part)
-            if len(queries) > 1 and torch.is_grad_enabled():
+            if (len(queries) > 1 or self.batch_chunk) and torch.is_grad_enabled():
                 y, state = checkpoint(self._segment, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 y, state = self._segment(*arguments)
@@ -242,12 +248,23 @@ class MemoryLayer(nn.Module):
         Raises `BadInput` on another shape.
         """
         start = self._check(x, state)
-        if self.route(x) == "native" and isinstance(self.spike_grad, Surrogate) and not self.state_quant:
-            y, last = self._fused(x.contiguous(), start, self.spike_grad)
-        else:
-            run, inputs = self._route(x)
-            y, last = self._torch(run, inputs, None if self.to_q is None else self.to_q(x), start)
+        size = self.batch_chunk or x.shape[1]
+        pieces = [self._piece(part, first) for part, first in zip(x.split(size, 1), start.split(size), strict=True)]  # type: ignore[no-untyped-call]
+        y, last = pieces[0] if len(pieces) == 1 else (torch.cat([y for y, _ in pieces], 1), torch.cat([last for _, last in pieces]))
         return (y, last) if return_state else y
+
+    def _piece(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Some batch elements from beginning to end."""
+        surrogate = recognise(self.spike_grad)
+        if self.route(x) == "native" and isinstance(surrogate, Surrogate) and self._fuses():
+            return self._fused(x.contiguous(), start, surrogate)
+        run, inputs = self._route(x)
+        return self._torch(run, inputs, None if self.to_q is None else self.to_q(x), start)
+
+    def _fuses(self) -> bool:
+        """Whether what is read is spikes times one factor; a factor per cell belongs to the spikes, not to what is read with them."""
+        one_factor = self.to_q is None or self.graded_spikes_factor.numel() == 1
+        return self.output and not self.state_quant and one_factor
 
     def _fused(self, x: Tensor, start: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
         """State, spikes and read-out in the native core."""
