@@ -471,6 +471,9 @@ def test_decays_next_to_one_do_not_drift_within_a_long_segment(method: str) -> N
     for t, (v_t, k_t) in enumerate(zip(v[:, 0].double().numpy(), k[:, 0].double().numpy(), strict=True)):
         state = state * alpha + np.outer(v_t, k_t)
         expected[t] = state
-    run = memory_native.states if method == "native" else AssociativeLeaky.routes[method]
-    found = run((v, k, z.contiguous()), torch.zeros(1, 2, 3, dtype=torch.float64))[0]
+    start = torch.zeros(1, 2, 3, dtype=torch.float64)
+    if method == "native":
+        found = memory_native.states(False)((torch.cat([v, k, z.float()], -1),), start)[0]
+    else:
+        found = AssociativeLeaky.routes[method]((v, k, z.contiguous()), start)[0]
     close(found, torch.from_numpy(expected), 1e-6 if method == "associative" else 5e-7, method)
