@@ -279,3 +279,19 @@ def test_what_cannot_be_done_is_one_message(
     found, out, err = call(capsys, model, "--data", data, *flat)
     assert (found, out) == (code, "") and err.startswith("error: ") and text in err, err
     assert "Traceback" not in err and list(tmp_path.iterdir()) == []
+
+
+def test_a_report_of_a_sparse_model_is_a_point_of_the_sweep(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    point = json.loads(call(capsys, files / "m.pt", "--data", files / "x.npy", "--topk-k", "0.5", "--topk-v", "1", "--json")[1])["points"][
+        0
+    ]
+    report = ("report", files / "m.pt", "--input", files / "x.npy", "--topk-k", "0.5", "--topk-v", "1")
+    assert cli.outcome([*map(str, report), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["total"][name] for name in ("acs", "macs", "spikes")] == [point[name] for name in ("acs", "macs", "spikes")]
+    assert found["topk"] == {"k": 0.5, "v": 1} and found["equivalence"] is None
+    for more, code, said in ((("--topk-k", "0.5,1"), 2, "--topk-k: '0.5,1'"), (("--topk-v", "4"), 2, "a count from 1 to 3")):
+        assert cli.outcome([*map(str, report[:4]), *more]) == code
+        assert said in capsys.readouterr().err
+    assert cli.outcome(["report", str(files / "plain.pt"), "--input", str(files / "x.npy"), "--topk-k", "1"]) == 1
+    assert "no matrix memory" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -34,13 +36,16 @@ def test_the_gradient_is_straight_through() -> None:
     assert x.grad.tolist() == [[5.0, 7.0, 9.0]]
 
 
-@pytest.mark.parametrize(("value", "count"), [(None, None), (1, 1), (8, 8), (1.0, 8), (0.5, 4), (0.25, 2), (0.3, 3), (0.01, 1)])
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [(None, None), (1, 1), (8, 8), (1.0, 8), (0.5, 4), (0.25, 2), (0.3, 3), (0.01, 1), (1e-12, 1), (np.int64(2), 2), (np.float32(0.5), 4)],
+)
 def test_counts_and_fractions(value: int | float | None, count: int | None) -> None:
     assert topk_count(value, 8) == count
 
 
-@pytest.mark.parametrize("value", [0, 9, -1, 0.0, 1.5, -0.5, True, float("nan")])
-def test_other_numbers_are_refused(value: int | float) -> None:
+@pytest.mark.parametrize("value", [0, 9, -1, 0.0, 1.5, -0.5, True, float("nan"), "1", np.True_])
+def test_other_numbers_are_refused(value: Any) -> None:
     with pytest.raises(BadInput, match="a count from 1 to 8, or a fraction"):
         topk_count(value, 8)
 

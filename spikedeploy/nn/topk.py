@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ def topk_count(value: int | float | None, width: int, where: str = "top-k") -> i
     """
     if value is None:
         return None
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    count = int(value) if is_count else math.ceil(value * width - 1e-9) if 0 < value <= 1 else 0
+    count = 0
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        count = int(value)
+    elif isinstance(value, Real) and 0 < value <= 1:
+        count = max(1, math.ceil(float(value) * width - 1e-9))
     if isinstance(value, bool) or not 1 <= count <= width:
         raise BadInput(message(where, repr(value), f"a count from 1 to {width}, or a fraction (a float) in (0, 1], is needed"))
     return count

@@ -72,7 +72,7 @@ def _energy(found: Energy) -> Mapping[str, Any]:
             term.name,
             number(term.count),
             "none" if term.price is None else term.price,
-            joules(term.total),
+            joules(term.total) if term.count or term.price is not None else "",
             f"{term.why} ({term.source}; {term.grade})",
         )
         for term in found.terms

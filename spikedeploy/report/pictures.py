@@ -34,13 +34,14 @@ def raster(image: npt.NDArray[np.bool_]) -> str:
 
 
 def line(values: Sequence[float], top: float | None = None) -> str:
-    """A curve over the whole width, from zero to its largest value or `top`."""
+    """A curve in a frame over the whole width, from zero to its largest value or `top`."""
     high = max([*values, 1e-12]) if top is None else top
     step = WIDTH / max(len(values) - 1, 1)
     points = " ".join(f"{i * step:.1f},{HEIGHT - 4 - (HEIGHT - 8) * min(v / high, 1):.1f}" for i, v in enumerate(values))
     if len(values) == 1:
         points += f" {WIDTH},{points.split(',')[1]}"
-    return _svg(f'<polyline points="{points}" class="curve"/>')
+    frame = f'<rect x="0.5" y="3.5" width="{WIDTH - 1}" height="{HEIGHT - 7}" class="frame"/>'
+    return _svg(f'{frame}<polyline points="{points}" class="curve"/>')
 
 
 def histogram(found: Histogram, band: Band | None) -> str:

@@ -95,6 +95,11 @@ def parse_keep(text: str, option: str) -> tuple[Keep, ...]:
     return tuple(value for kind, value in found)
 
 
+def parse_one(text: str | None, option: str) -> Keep | None:
+    """One number of `parse_keep`; None where the option is not given. Raises `BadInput`."""
+    return None if text is None else _number(text.strip(), option)[1]
+
+
 def _number(part: str, option: str) -> tuple[str, Keep]:
     """With its kind, because 1 (an entry) and 1.0 (all) are equal numbers."""
     try:
