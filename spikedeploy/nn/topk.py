@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,11 +20,11 @@ def topk_count(value: int | float | None, width: int, where: str = "top-k") -> i
     if value is None:
         return None
     count = 0
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
         count = int(value)
-    elif isinstance(value, Real) and 0 < value <= 1:
+    elif isinstance(value, float | np.floating) and 0 < value <= 1:
         count = max(1, math.ceil(float(value) * width - 1e-9))
-    if isinstance(value, bool) or not 1 <= count <= width:
+    if not 1 <= count <= width:
         raise BadInput(message(where, repr(value), f"a count from 1 to {width}, or a fraction (a float) in (0, 1], is needed"))
     return count
 
