@@ -8,6 +8,8 @@ All are one autograd function: the adjoint of the scan is the same scan run back
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from math import gcd
 from typing import Any
 
 import torch
@@ -15,7 +17,11 @@ from torch import Tensor
 
 WIDTH, SHORT, NARROW = 16384, 8, 256
 """Of the prefix route: lanes times chunks, enough for few operations, not too many for the cache; the shortest chunk; the lanes below which
-a row of chunks is made contiguous first."""
+a row of chunks is in pieces too short to work on where it lies."""
+
+BLOCK, LENGTH, ROW = 1 << 19, 16, 1024
+"""Where lanes are few: elements of a block of time, still in the cache as float64; steps of a chunk; elements that one operation should find
+side by side. Measured, as the above."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -32,24 +38,49 @@ def iterative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Chunks side by side, state in float64: their last values, the carries between by the same scan, then all from their carry."""
     steps, lanes = x.shape
+    if lanes < NARROW:
+        return _narrow(x, d, start)
     length = -(-steps // max(1, min(WIDTH // lanes, steps // SHORT)))
-    chunks, u = steps // length, torch.empty_like(x)
-    if chunks == 1:
-        state = start.to(torch.float64, copy=True)
-        _advance(x, d, state, u)
-        return u, state
-    whole = chunks * length
-    rows, to = (y[:whole].view(chunks, length, lanes).transpose(0, 1) for y in (x, u))
-    rows, buffer = (rows.contiguous(), torch.empty_like(to)) if lanes < NARROW else (rows, to)
-    last = torch.zeros((chunks, lanes), dtype=torch.float64, device=x.device)
-    for row in rows:
-        torch.addcmul(row, last, d, out=last)
-    carries, state = prefix(last, d**length, start)
-    _advance(rows, d, torch.cat([start.double()[None], carries[:-1]]), buffer)
-    if buffer is not to:
-        to.copy_(buffer)
+    chunks, u, state = steps // length, torch.empty_like(x), start.to(torch.float64, copy=True)
+    whole = chunks * length if chunks > 1 else 0
+    if whole:
+        rows, to = (y[:whole].view(chunks, length, lanes).transpose(0, 1) for y in (x, u))
+        last = torch.zeros((chunks, lanes), dtype=torch.float64, device=x.device)
+        for row in rows:
+            torch.addcmul(row, last, d, out=last)
+        carries, last = prefix(last, d**length, start)
+        _advance(rows, d, torch.cat([state[None], carries[:-1]]), to)
+        state = last
     _advance(x[whole:], d, state, u[whole:])
     return u, state
+
+
+def _narrow(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Block after block of time, in float64; in a block chunks side by side, each from zero, and then what the one before hands on added."""
+    (steps, lanes), u, state = x.shape, torch.empty_like(x), start.to(torch.float64, copy=True)
+    whole = steps - steps % LENGTH if steps > LENGTH else 0
+    span = LENGTH * (BLOCK // (LENGTH * lanes))
+    for at in range(0, whole, span):
+        part = slice(at, min(at + span, whole))
+        rows, to = (y[part].view(-1, LENGTH, lanes).transpose(0, 1) for y in (x, u))
+        states = torch.empty(rows.shape, dtype=torch.float64, device=x.device).copy_(rows)
+        state = _side_by_side(states, d, state)
+        to.copy_(states)
+    _advance(x[whole:], d, state, u[whole:])
+    return u, state
+
+
+def _side_by_side(rows: Tensor, d: Tensor, start: Tensor) -> Tensor:
+    """`rows (LENGTH, chunks, lanes)`, inputs as float64, become the states; the last one is returned. The chunks' ends are such a scan too."""
+    length, chunks, lanes = rows.shape
+    fold = gcd(chunks, max(1, ROW // lanes))  # chunks that lie side by side count as lanes
+    wide, each = rows.view(length, -1, fold * lanes), d.expand(lanes).repeat(fold)
+    for before, row in pairwise(wide.unbind(0)):
+        row.addcmul_(before, each)
+    ends, last = prefix(rows[-1], d**length, start)
+    handed = torch.cat([start[None], ends[:-1]]).view(-1, fold * lanes)
+    wide.addcmul_(each ** torch.arange(1, length + 1, device=d.device)[:, None, None], handed)
+    return last
 
 
 def _advance(rows: Iterable[Tensor], d: Tensor, state: Tensor, to: Iterable[Tensor]) -> None:
