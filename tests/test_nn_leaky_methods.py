@@ -15,10 +15,10 @@ from spikedeploy.errors import BadInput
 from spikedeploy.nn import StateLeaky, Surrogate, leaky_scan
 from spikedeploy.nn.surrogate import KINDS, recognise
 
-LINEAR = ("iterative", "convolution", "prefix", "associative", *(("native",) if native.available() else ()))
-RESETTING = tuple(method for method in ("iterative", "native") if method in LINEAR)
+LINEAR = ("iterative", "convolution", "prefix", "associative", "speculative", *(("native",) if native.available() else ()))
+RESETTING = tuple(method for method in ("iterative", "speculative", "native") if method in LINEAR)
 CASES = [*itertools.product(LINEAR, ["none"], [True]), *itertools.product(RESETTING, ["subtract", "zero"], [True])]
-BOUND = {"iterative": 1e-7, "convolution": 2e-7, "prefix": 1e-7, "associative": 1e-7, "native": 1e-7}
+BOUND = {"iterative": 1e-7, "convolution": 2e-7, "prefix": 1e-7, "associative": 1e-7, "speculative": 1e-7, "native": 1e-7}
 """Membrane error in units of max|u|, float32 with a wide state: half a rounding, and for the FFT its own error."""
 
 shapes = st.tuples(st.integers(1, 67), st.integers(1, 3), st.integers(1, 18))

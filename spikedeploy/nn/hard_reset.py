@@ -2,26 +2,21 @@
 
     u'_t = tau * u_{t-1} + x_t        s_t = 1[u'_t >= 1]        u_t = u'_t (1 - s_t)
 
-`rollout` is the loop, and the specification. The fused kernel is one. `speculate` needs neither a kernel nor a loop over all of time: it
-cuts time into chunks that run side by side from guessed carries; a lane whose carry proves wrong runs again, until its membrane meets the
-earlier run's; when no carry changed, every chunk has run from the true one.
+`rollout` is the loop, and the specification; the fused kernel is the second form, and verified chunks are the third (see speculate.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import ceil, sqrt
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
 from spikedeploy.nn.allocator import empty
+from spikedeploy.nn.once import once_differentiable
+from spikedeploy.nn.speculate import speculate
 from spikedeploy.nn.uncompiled import uncompiled
-
-Step = Callable[..., tuple[Tensor, Tensor]]
-CHECK_EVERY = 4  # how often a second run asks whether it has met the first: a comparison costs about as much as a step
 
 
 def rollout(x: Tensor, tau: float) -> Tensor:
@@ -39,57 +34,16 @@ def triangle(away: Tensor) -> Tensor:
     return (1 - away.abs()).clamp_min(0)
 
 
-def speculate(step: Step, inputs: tuple[Tensor, ...], chunk: int | None = None) -> Tensor:
-    """Run `output_t, state_t = step(state_{t-1}, *inputs_t)` from state zero; inputs and result `(T, lanes)`.
-
-    Exact whatever `step` is; fast where the state forgets its past within a few steps.
-    """
-    steps, lanes = inputs[0].shape
-    chunk = chunk or max(16, ceil(sqrt(steps)))
-    count = ceil(steps / chunk)
-    padded = [torch.nn.functional.pad(x, (0, 0, 0, count * chunk - steps)) for x in inputs]
-    rows = [x.reshape(count, chunk, lanes).transpose(0, 1).reshape(chunk, count * lanes) for x in padded]
-    result = torch.empty_like(rows[0])
-    guess = end = torch.zeros_like(rows[0][0])
-    for t in range(chunk):
-        result[t], end = step(end, *(x[t] for x in rows))
-    for _ in range(count):  # after k rounds the first k chunks are final, so this ends
-        carry = torch.cat([torch.zeros_like(end[:lanes]), end[:-lanes]]) if count > 1 else torch.zeros_like(end)
-        wrong = (carry != guess).nonzero()[:, 0]
-        if not len(wrong):
-            break
-        end = _again(step, rows, result, end, carry, wrong)
-        guess = carry
-    return result.reshape(chunk, count, lanes).transpose(0, 1).reshape(count * chunk, lanes)[:steps]
+def _charge(tau: float, u: Tensor, x: Tensor, *, out: Tensor) -> None:
+    """The next u' from the one before reset and the current."""
+    torch.mul(torch.where(u >= 1, 0, u), tau, out=out).add_(x)
 
 
-def _again(step: Step, rows: list[Tensor], result: Tensor, end: Tensor, carry: Tensor, wrong: Tensor) -> Tensor:
-    """Run the lanes `wrong` from their true carry until they meet what `result` holds; the end states after that."""
-    state = carry[wrong]
-    for t in range(len(result)):
-        output, state = step(state, *(x[t, wrong] for x in rows))
-        met = t % CHECK_EVERY == 0 and bool((output == result[t, wrong]).all())
-        result[t, wrong] = output
-        if met:
-            return end
-    return end.index_copy(0, wrong, state)
-
-
-def _fire(tau: float) -> Step:
-    def step(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        u = tau * u + x
-        return u, torch.where(u >= 1, torch.zeros_like(u), u)
-
-    return step
-
-
-def _adjoint(tau: float) -> Step:
-    def step(carry: Tensor, direct: Tensor, membrane: Tensor, g_membrane: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        carry = direct + torch.where(membrane >= 1, torch.zeros_like(carry), tau * carry)
-        carry = carry if g_membrane is None else carry + g_membrane
-        return carry, carry
-
-    return step
+def _adjoint(tau: float, later: Tensor, direct: Tensor, membrane: Tensor, g_membrane: Tensor | None = None, *, out: Tensor) -> None:
+    """dL/du'_t from dL/du'_{t+1}."""
+    torch.add(direct, torch.where(membrane >= 1, 0, tau * later), out=out)
+    if g_membrane is not None:
+        out.add_(g_membrane)
 
 
 def has_kernel(x: Tensor) -> bool:
@@ -119,7 +73,8 @@ class HardReset(torch.autograd.Function):
             membrane, spikes = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
             _call("forward", x, membrane, spikes, tau=tau)
         else:
-            membrane = speculate(_fire(tau), (x.reshape(len(x), -1),)).reshape(x.shape)
+            flat = x.reshape(len(x), -1)
+            membrane = speculate(partial(_charge, tau), [flat], torch.zeros_like(flat[0]), tau).reshape(x.shape)
             spikes = (membrane >= 1).to(x)
         ctx.save_for_backward(membrane)
         ctx.set_materialize_grads(False)
@@ -127,7 +82,7 @@ class HardReset(torch.autograd.Function):
         return spikes, membrane
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("hard_reset", "Use `spikedeploy.nn.hard_reset.rollout`.")
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         (membrane,) = ctx.saved_tensors  # type: ignore[attr-defined]
         g_spikes, g_membrane = grads
@@ -150,7 +105,7 @@ def _adjoint_in_chunks(membrane: Tensor, g_spikes: Tensor, g_membrane: Tensor | 
     if g_membrane is not None:
         # the kernel adds this gradient last, and so does the step here: the bits are the same
         flat.append(g_membrane.reshape(len(direct), -1).flip(0))
-    return speculate(_adjoint(tau), tuple(flat)).flip(0).reshape(membrane.shape)
+    return speculate(partial(_adjoint, tau), flat, torch.zeros_like(flat[0][0]), tau).flip(0).reshape(membrane.shape)
 
 
 @uncompiled

@@ -8,12 +8,12 @@ from typing import Literal
 from spikedeploy.nn.surrogate import Spike, Surrogate
 
 Reset = Literal["none", "subtract", "zero"]
-Method = Literal["auto", "iterative", "convolution", "prefix", "associative", "native", "triton"]
+Method = Literal["auto", "iterative", "convolution", "prefix", "associative", "speculative", "native", "triton"]
 
 RESETS = ("none", "subtract", "zero")
 """In the order of the native core's enumeration (snnTorch's `reset_dict` has another)."""
 
-METHODS = ("auto", "iterative", "convolution", "prefix", "associative", "native", "triton")
+METHODS = ("auto", "iterative", "convolution", "prefix", "associative", "speculative", "native", "triton")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,11 +15,15 @@ from spikedeploy.nn import scan_native
 from spikedeploy.nn.neuron import METHODS, RESETS, Method, Neuron, Reset
 from spikedeploy.nn.scan_linear import linear_scan
 from spikedeploy.nn.scan_loop import Quantise, amplify, decay_of, fire, iterate
+from spikedeploy.nn.scan_speculative import speculative
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
 from spikedeploy.nn.uncompiled import uncompiled
 
 Parameter = Tensor | float
 Result = tuple[Tensor | None, Tensor, Tensor | None]
+
+WORTH_CHUNKS = 8
+"""Steps from which on `speculative` is faster than `iterative`, measured."""
 
 
 def leaky_scan(
@@ -56,7 +60,7 @@ def leaky_scan(
     surrogate    what replaces dH/dv: see `spikedeploy.nn.surrogate`; resets carry no gradient (snnTorch's `detach`)
     wide_state   keep u in float64 between the steps of a float32 sequence; `final` is then float64
     method       see docs/training.md; "auto" takes what is fastest where it runs
-    batch_chunk  with the torch routes, lanes are scanned in groups of this many batch items, which bounds temporary memory
+    batch_chunk  batch items scanned at a time by convolution, prefix and associative, which bounds their temporary memory
     out          `(spk, mem)` to write into (native only); their former contents must no longer be needed by a backward pass
 
     Returns `(spk, mem, final)`; spk is None when threshold is. Raises `BadInput` on shapes that do not fit or a route that does not apply.
@@ -96,18 +100,22 @@ def scan(
         return spk, mem, last if neuron.final else None
     if route in ("native", "triton"):
         return _fused(route, x, d, threshold, graded, initial, neuron, out)
+    if route == "speculative":
+        return _speculative(x, d, threshold, graded, initial, neuron)
     return _linear(x, d, threshold, graded, initial, neuron, route, batch_chunk)
 
 
 def choose(x: Tensor, neuron: Neuron) -> Method:
-    """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix if the state is wide, else the loop, whose
-    roundings a narrow state promises."""
+    """The fastest route where `x` lies: native on the CPU, Triton on a GPU; without them prefix if the state is wide and nothing resets,
+    else the loop in verified chunks, whose bits a narrow state promises, or the loop itself where steps are few."""
     fused = neuron.linear or isinstance(neuron.surrogate, Surrogate)
     if fused and scan_native.admits(x):
         return "native"
     if fused and neuron.reset_delay and x.is_cuda and find_spec("triton") is not None:
         return "triton"
-    return "prefix" if neuron.linear and neuron.wide_state and x.shape[0] > 1 else "iterative"
+    if neuron.linear and neuron.wide_state and x.shape[0] > 1:
+        return "prefix"
+    return "speculative" if fused and x.shape[0] >= WORTH_CHUNKS else "iterative"
 
 
 def check_sequence(x: Tensor) -> None:
@@ -138,9 +146,9 @@ def check_route(
     if method in ("convolution", "prefix", "associative"):
         raise BadInput(
             message("leaky neuron", f"method {method!r} with reset {neuron.reset!r}", "a reset makes the membrane nonlinear in its past",
-                    'Use "native", "iterative" or "auto".')
+                    'Use "speculative", "native", "iterative" or "auto".')
         )  # fmt: skip
-    if method in ("native", "triton") and not isinstance(neuron.surrogate, Surrogate):
+    if method in ("native", "triton", "speculative") and not isinstance(neuron.surrogate, Surrogate):
         raise BadInput(
             message("leaky neuron", f"method {method!r} with a reset and a surrogate of your own", "the kernels know named surrogates only",
                     'Use method "iterative", or a name of spikedeploy.nn.surrogate.')
@@ -204,6 +212,30 @@ def _kernel(route: str, x: Tensor, *rest: Any) -> Result:
     return scan_native.native_leaky(x, *rest)
 
 
+def _speculative(
+    x: Tensor,
+    decay: Tensor,
+    threshold: Tensor | None,
+    graded: Tensor | None,
+    initial: Tensor | None,
+    neuron: Neuron,
+) -> Result:
+    lanes, state = x[0].numel(), torch.float64 if neuron.wide_state else x.dtype
+    own = None if isinstance(neuron.surrogate, Surrogate) else replace(neuron, spikes=False)
+    d = _lanes(decay_of(decay, neuron, state), lanes)
+    limit = x.new_zeros(1) if threshold is None else _lanes(threshold, lanes)
+    amplitude = x.new_ones(1) if graded is None else _lanes(amplify(torch.ones_like(graded), graded, neuron), lanes)
+    start = x.new_zeros(lanes, dtype=state) if initial is None else initial.flatten()
+    spk, mem, last = speculative(x.reshape(len(x), lanes).contiguous(), d, limit, amplitude, start, own or neuron)
+    mem, final = mem.view(x.shape), last.view(x.shape[1:]) if neuron.final else None
+    return spk.view(x.shape) if spk is not None else _spikes(mem, threshold, graded, neuron), mem, final
+
+
+def _lanes(p: Tensor, lanes: int) -> Tensor:
+    """A parameter as one value or one per lane."""
+    return p.flatten() if p.numel() == 1 else p.flatten().repeat(lanes // p.numel())
+
+
 def _linear(
     x: Tensor,
     decay: Tensor,
@@ -216,9 +248,7 @@ def _linear(
 ) -> Result:
     lanes, state = x[0].numel(), torch.float64 if neuron.wide_state else x.dtype
     wide = state if route == "iterative" else torch.float64
-    d = decay_of(decay, neuron, wide).flatten()
-    if d.numel() > 1:
-        d = d.repeat(lanes // d.numel())
+    d = _lanes(decay_of(decay, neuron, wide), lanes)
     start = x.new_zeros(lanes, dtype=wide) if initial is None else initial.to(wide).flatten()
     width = lanes if chunk is None else chunk * (lanes // x.shape[1])
     flat, last = linear_scan(x.reshape(len(x), lanes).contiguous(), d, start, route, width)
