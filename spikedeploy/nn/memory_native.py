@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
 from spikedeploy.nn.memory_query import Given, NoQuery, Projected, Query
 from spikedeploy.nn.memory_scan import Inputs, Route
+from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.surrogate import Surrogate
 
 STATE, SPIKES, READ = 0, 1, 2  # what the kernel puts out: S, spikes, or what is read with them
@@ -131,7 +131,7 @@ class _Memory(torch.autograd.Function):
         return y, end
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("matrix memory, method 'native'", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         packed, limit, checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
         (steps, batch), (d, n) = packed.shape[:2], ctx.shape[1:]

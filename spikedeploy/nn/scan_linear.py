@@ -20,8 +20,8 @@ WIDTH, SHORT, NARROW = 16384, 8, 256
 a row of chunks is in pieces too short to work on where it lies."""
 
 BLOCK, LENGTH, ROW = 1 << 19, 16, 1024
-"""Where lanes are few: elements of a block of time, still in the cache as float64; steps of a chunk; elements that one operation should find
-side by side. Measured, as the above."""
+"""Where lanes are few: elements of a block of time, still in the cache as float64; steps of a chunk; elements that one operation should
+find side by side. Measured, as the above."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -56,7 +56,7 @@ def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _narrow(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Block after block of time, in float64; in a block chunks side by side, each from zero, and then what the one before hands on added."""
+    """Block after block of time, in float64; in a block chunks side by side, each from zero, then with what comes from before it."""
     (steps, lanes), u, state = x.shape, torch.empty_like(x), start.to(torch.float64, copy=True)
     whole = steps - steps % LENGTH if steps > LENGTH else 0
     span = LENGTH * (BLOCK // (LENGTH * lanes))
@@ -71,7 +71,7 @@ def _narrow(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _side_by_side(rows: Tensor, d: Tensor, start: Tensor) -> Tensor:
-    """`rows (LENGTH, chunks, lanes)`, inputs as float64, become the states; the last one is returned. The chunks' ends are such a scan too."""
+    """`rows (LENGTH, chunks, lanes)`, inputs as float64, become the states; returns the last. The chunks' ends are such a scan too."""
     length, chunks, lanes = rows.shape
     fold = gcd(chunks, max(1, ROW // lanes))  # chunks that lie side by side count as lanes
     wide, each = rows.view(length, -1, fold * lanes), d.expand(lanes).repeat(fold)
@@ -128,10 +128,9 @@ class LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         u, d, start = ctx.saved_tensors
-        backwards = grads[0].flip(0)
-        backwards[0] += grads[1]
-        wide = d.double()
-        adjoint = _by_lanes(SCANS[ctx.method], backwards, wide, torch.zeros_like(start, dtype=torch.float64), ctx.chunk)[0].flip(0)
+        backwards, wide = torch.cat([grads[0][:-1], (grads[0][-1] + grads[1])[None]]).flip(0), d.double()
+        zero = torch.zeros_like(start, dtype=torch.float64)
+        adjoint = linear_scan(backwards, wide, zero, ctx.method, ctx.chunk)[0].flip(0)  # so that it has a derivative itself
         first, grad_d = adjoint[0].double(), None
         if ctx.needs_input_grad[1]:
             lanes = first * start + torch.einsum("tn,tn->n", adjoint[1:].double(), u[:-1].double())

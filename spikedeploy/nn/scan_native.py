@@ -12,6 +12,7 @@ from torch import Tensor
 from spikedeploy import native
 from spikedeploy.nn.allocator import empty
 from spikedeploy.nn.neuron import RESETS, Neuron
+from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.surrogate import Surrogate
 
 SILENT = Surrogate("zero")
@@ -102,6 +103,7 @@ class NativeLeaky(torch.autograd.Function):
         return spk, mem, final
 
     @staticmethod
+    @once_differentiable("leaky neuron, method 'native'", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         _, lib = native.core()
         mem, seq, decay, threshold, graded, initial = ctx.saved_tensors

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spikedeploy.errors import BadInput, message
 from spikedeploy.nn.neuron import RESETS, Neuron
+from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.scan_linear import prefix
 from spikedeploy.nn.scan_loop import amplify, decay_of
 from spikedeploy.nn.surrogate import Surrogate
@@ -63,6 +64,7 @@ class TritonLeaky(torch.autograd.Function):
         return spk, mem, ends[-1].clone()
 
     @staticmethod
+    @once_differentiable("leaky neuron, method 'triton'", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         from spikedeploy.nn import triton_leaky as kernels
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikedeploy import native
+from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.uncompiled import uncompiled
 
 
@@ -50,7 +50,7 @@ class DiagonalScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("S4D, the native kernel", 'Use form="fft".')
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, parameters, marks = ctx.saved_tensors
         g_x, g_parameters = torch.empty_like(x), torch.zeros(parameters.shape, dtype=torch.float64)

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spikedeploy.nn.memory_scan import Inputs
+from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.triton_launch import launch
 
 CELLS = 1024
@@ -74,7 +74,7 @@ class _Memory(torch.autograd.Function):
         return states, end
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable("matrix memory, the Triton kernel", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         v, k, alpha, start, states = ctx.saved_tensors
         (steps, batch, d), n, blocks = v.shape, k.shape[-1], ctx.grid[1]
