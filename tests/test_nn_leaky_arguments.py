@@ -9,7 +9,7 @@ from snntorch.functional.quant import state_quant
 
 from spikedeploy import native
 from spikedeploy.errors import BadInput
-from spikedeploy.nn import Leaky, LinearLeaky, StateLeaky, leaky_scan
+from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky, Leaky, LinearLeaky, StateLeaky, leaky_scan
 
 METHODS = ("iterative", "prefix", "associative", "convolution", *(("native",) if native.available() else ()))
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -93,3 +93,20 @@ def test_a_reset_that_no_library_has_is_refused():
     state = {**Leaky(0.9).state_dict(), "reset_mechanism_val": torch.tensor(7)}
     with pytest.raises(BadInput, match="reset_mechanism_val 7"):
         Leaky(0.9).load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{"spike_grad": snntorch.surrogate.heaviside()}, {"state_quant": coarse}])
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: StateLeaky(0.9, 4, **options),
+        lambda **options: Leaky(0.9, **options),
+        lambda **options: AssociativeLeaky(4, 2, 3, **options),
+        lambda **options: DeltaRuleLeaky(4, 2, 3, use_q_projection=False, **options),
+    ],
+)
+def test_the_librarys_functions_may_give_float32(make, kind, options):
+    """As all of `snntorch.surrogate` and its quantisers do: results still have the dtype of the input."""
+    results = make(**options).to(kind)(torch.randn(5, 2, 4).to(kind))
+    assert {result.dtype for result in (results if isinstance(results, tuple) else (results,))} == {kind}

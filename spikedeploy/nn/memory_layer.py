@@ -178,10 +178,11 @@ class MemoryLayer(nn.Module):
     def fire(self, mem: Tensor) -> Tensor:
         """Spikes of membranes `(..., d*n)`: the forward of `spike_grad` times `graded_spikes_factor`; with `output` False the membranes."""
         if self.state_quant:
-            mem = self.state_quant(mem)
+            mem = self.state_quant(mem).to(mem.dtype)
         if not self.output:
             return mem
-        return recognise(self.spike_grad)(mem - self.threshold) * self.graded_spikes_factor
+        spikes = recognise(self.spike_grad)(mem - self.threshold) * self.graded_spikes_factor
+        return spikes.to(mem.dtype)  # the library's functions give float32, whatever they get
 
     def _segment(self, route: Route, state: Tensor, q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         states, state = route(inputs, state)

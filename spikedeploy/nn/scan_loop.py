@@ -18,7 +18,7 @@ def fire(mem: Tensor, threshold: Tensor, neuron: Neuron) -> Tensor:
     surrogate: Surrogate | Spike = neuron.surrogate
     if isinstance(surrogate, Surrogate):
         return surrogate(mem - threshold, neuron.strict)
-    return surrogate(mem - threshold)
+    return surrogate(mem - threshold).to(mem.dtype)  # snntorch's give float32, whatever they get
 
 
 def decay_of(decay: Tensor, neuron: Neuron, state: torch.dtype) -> Tensor:

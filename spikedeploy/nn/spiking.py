@@ -85,4 +85,5 @@ class Spiking(nn.Module):
         self._reset = CODES_RESET[code]
 
     def _quantise(self) -> Quantise | None:
-        return self.state_quant if callable(self.state_quant) else None
+        quantise = self.state_quant
+        return (lambda u: quantise(u).to(u.dtype)) if callable(quantise) else None
