@@ -168,3 +168,26 @@ def scratch(place: Layout, batch: int, bias: Array) -> Array:
     memory = aligned((batch, 5, place.lanes), np.float32)
     memory[:, 0, place.begin : place.begin + place.width] = bias
     return memory
+
+
+def settles_once(bias: Array) -> Array:
+    """Per lane whether a leak of many steps may be settled at its end only, to the same bytes.
+
+    Without a bias magnitudes only shrink, so what is still normal at the end always was, and what is not would have become zero. A bias of
+    2^-100 or more leaves, next to it, no sum between zero and 2^-126: the numbers there are multiples of 2^-124.
+    """
+    return (bias == 0) | (np.abs(bias) >= np.float32(2.0**-100))
+
+
+def pool_tables(step: S.SumPool2d, seen: Shape, shape: Shape) -> Array:
+    """Per input row `(channel, y)` and per input column: the first output place that sees it, and how many do."""
+    found = []
+    for a in (0, 1):
+        place = np.arange(seen[1 + a]) + step.padding[a]
+        first = np.maximum(0, -((step.kernel[a] - 1 - place) // step.stride[a]))
+        last = np.minimum(shape[1 + a] - 1, place // step.stride[a])
+        found.append((first, np.maximum(0, last - first + 1)))
+    (top, rows), (left, columns) = found
+    channel = np.arange(seen[0])[:, None] * shape[1] + top
+    row = np.stack([channel.ravel() * shape[2], np.tile(rows, seen[0])], axis=1)
+    return np.concatenate([row.ravel(), np.stack([left, columns], axis=1).ravel()]).astype(np.int32)

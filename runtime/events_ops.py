@@ -208,6 +208,7 @@ def pack_conv(context: Context, group: Group) -> Packed:
     silent = _silent(neurons, bias)
     if silent is not None:
         arrays |= _skipping(context, len(silent))
+        silent += silent & conv.settles_once(bias).reshape(len(silent), -1).all(axis=1)
     current = step.name if len(group.steps) > 1 else None
     return Packed(
         "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place), arrays,
@@ -218,8 +219,9 @@ def pack_conv(context: Context, group: Group) -> Packed:
 def pack_pool(context: Context, group: Group) -> Packed:
     step = group.head
     assert isinstance(step, S.SumPool2d)
-    sizes = (*context.shape(step.inputs[0]), *context.shape(step.name)[1:], *step.kernel, *step.stride, *step.padding)
-    return Packed("POOL", step.name, sizes=sizes)
+    seen, shape = context.shape(step.inputs[0]), context.shape(step.name)
+    sizes = (seen[2], seen[0] * seen[1], prod(shape), shape[2], *conv.division(seen[2]))
+    return Packed("POOL", step.name, sizes=sizes, arrays={"taps": conv.pool_tables(step, seen, shape)})
 
 
 def pack_scale(context: Context, group: Group) -> Packed:

@@ -14,6 +14,7 @@ typedef uint32_t q16 __attribute__((vector_size(64), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 8")
 
+enum { SILENT_ONCE = 2 }; /* of `silent` */
 enum { TILE = 128, VECTORS = TILE / 16 };
 enum { TO, FROM, FIRST, ROW_LOW, ROW_HIGH, ROW };  /* place in the sums, place in the weights, first true tap, true lanes */
 enum { COLUMN = FIRST + 1 };
@@ -123,39 +124,41 @@ SD_INLINE void turn(const sd_event_op *op, const float *from, const sd_wire *to,
             for (int64_t w = 0; w < n[6]; w++) *y++ = from[h * n[7] + w * n[8] + o];
 }
 
-/* A vector of currents; its sums are left as the next step wants them. */
-SD_INLINE v16 take(const int integer, place p, int64_t begin, int64_t at) {
-    const v16 bias = *(const v16 *)(p.bias + at);
-    if (integer) {
-        q16 *total = (q16 *)(p.total + begin + at);
-        v16 x = __builtin_convertvector((m16)*total, v16) * *(const v16 *)(p.scale + at) + bias;
+/* A tile's integer sums as currents; they are zero afterwards. */
+SD_INLINE void scale_tile(place p, int64_t begin, int64_t at) {
+    for (int64_t lane = at; lane < at + TILE; lane += 16) {
+        q16 *total = (q16 *)(p.total + begin + lane);
+        *(v16 *)(p.sum + begin + lane) = __builtin_convertvector((m16)*total, v16) * *(const v16 *)(p.scale + lane) + *(const v16 *)(p.bias + lane);
         *total = (q16){};
-        return x;
     }
+}
+
+/* A vector of currents; its sums are left as the next step wants them. */
+SD_INLINE v16 take(place p, int64_t begin, int64_t at) {
     v16 *sum = (v16 *)(p.sum + begin + at), x = *sum;
-    *sum = bias;
+    *sum = *(const v16 *)(p.bias + at);
     return x;
 }
 
-/* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. Four vectors at a time, because
-   each waits for itself. */
-SD_INLINE void catch_up(place p, int64_t at, int32_t steps) {
+/* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. Several vectors at a time, because
+   each waits for itself. `once`: settling at the end is enough, see `events_conv.py`. */
+SD_INLINE void catch_up(place p, int64_t at, int32_t steps, const int once) {
     const v16 *d = (const v16 *)(p.decay + at), *b = (const v16 *)(p.bias + at);
     v16 *state = (v16 *)(p.u + at);
     for (int v = 0; v < VECTORS; v += 4) {
         v16 now[4];
-        m16 moved = {};
         UNROLL for (int i = 0; i < 4; i++) now[i] = state[v + i];
         for (int32_t k = 0; k < steps; k++) {
-            if (k % 16 == 0) moved = (m16){};
+            m16 moved = {};
             UNROLL for (int i = 0; i < 4; i++) {
-                v16 next = sd_settle(d[v + i] * now[i] + b[v + i]);
-                moved |= (m16)next ^ (m16)now[i];
+                v16 next = d[v + i] * now[i] + b[v + i];
+                if (!once) next = sd_settle(next);
+                if (k % 16 == 0) moved |= (m16)next ^ (m16)now[i];
                 now[i] = next;
             }
             if (k % 16 == 0 && !sd_mask(moved != 0)) break;
         }
-        UNROLL for (int i = 0; i < 4; i++) state[v + i] = now[i];
+        UNROLL for (int i = 0; i < 4; i++) state[v + i] = sd_settle(now[i]);
     }
 }
 
@@ -165,15 +168,15 @@ typedef struct {
 } variant;
 
 /* One step of a tile's neurons: in `fired` bit v of byte l tells about lane l of vector v. */
-SD_INLINE void neurons(const variant is, const int integer, place p, int64_t begin, int64_t at, uint64_t fired[2], uint64_t loud[2]) {
+SD_INLINE void neurons(const variant is, place p, int64_t begin, int64_t at, uint64_t fired[2], uint64_t loud[2]) {
     m16 spikes = {}, above = {};
-    UNROLL for (int v = 0; v < VECTORS; v++) {
+    for (int v = 0; v < VECTORS; v++) {
         const int64_t lane = at + 16 * v;
         m16 stays = {};
         v16 none = {}, d = is.mode == NEURON_THRESHOLD ? none : *(const v16 *)(p.decay + lane);
         v16 theta = is.mode == NEURON_LEAK ? none : *(const v16 *)(p.theta + lane), reset = is.mode == NEURON_VALUE ? *(const v16 *)(p.reset + lane) : none;
         v16 *u = is.mode == NEURON_THRESHOLD ? &none : (v16 *)(p.u + lane);
-        m16 now = sd_neuron(is.mode, is.strict, take(integer, p, begin, lane), u, d, theta, reset, &stays);
+        m16 now = sd_neuron(is.mode, is.strict, take(p, begin, lane), u, d, theta, reset, &stays);
         spikes |= now & (1 << v);
         if (is.mode == NEURON_VALUE) above |= stays;
         if (is.numbers) *(v16 *)(p.spikes + lane) = *(const v16 *)(p.amplitude + lane) * sd_select(now, sd_splat(1.0f), (v16){});
@@ -196,7 +199,7 @@ SD_INLINE int64_t list_word(uint32_t *list, int64_t k, int64_t at, uint64_t word
 }
 
 /* One step: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. */
-SD_INLINE void step_tiles(const sd_event_op *op, const variant is, const int integer, int64_t row, int64_t b, place p) {
+SD_INLINE void step_tiles(const sd_event_op *op, const variant is, int integer, int64_t row, int64_t b, place p) {
     const int64_t tiles = op->n[3], begin = op->n[13];
     uint8_t *touched = p.touched + begin / TILE, *loud = op->silent ? op->loud + b * tiles : NULL;
     int32_t *pending = op->silent ? op->pending + b * tiles : NULL;
@@ -209,10 +212,12 @@ SD_INLINE void step_tiles(const sd_event_op *op, const variant is, const int int
                 pending[tile]++;
                 continue;
             }
-            if (pending[tile]) catch_up(p, at, pending[tile]);
+            if (pending[tile] && op->silent[tile] == SILENT_ONCE) catch_up(p, at, pending[tile], 1);
+            else if (pending[tile]) catch_up(p, at, pending[tile], 0);
             pending[tile] = 0;
         }
-        neurons(is, integer, p, begin, at, fired, above);
+        if (integer) scale_tile(p, begin, at);
+        neurons(is, p, begin, at, fired, above);
         if (loud) loud[tile] = (above[0] | above[1]) != 0;
         spikes = list_word(p.fired, spikes, at, fired[0]);
         spikes = list_word(p.fired, spikes, at + TILE / 2, fired[1]);
@@ -225,57 +230,50 @@ SD_INLINE void step_tiles(const sd_event_op *op, const variant is, const int int
     for (int64_t k = 0; k < spikes; k++) bits[wire[p.fired[k]] / 64] |= (uint64_t)1 << (wire[p.fired[k]] % 64);
 }
 
-SD_INLINE void convolve(const sd_event_op *op, const variant is, int64_t steps, int64_t batch, int64_t first, int64_t last) {
-    const int64_t lanes = op->n[1], begin = op->n[13];
+/* The currents as numbers, for whoever reads them. */
+SD_INLINE void show_currents(const sd_event_op *op, int integer, int64_t row, place p) {
+    const int64_t begin = op->n[13];
+    for (int64_t at = 0; integer && at < op->n[1]; at += TILE) scale_tile(p, begin, at);
+    turn(op, p.sum + begin, op->current ? op->current : op->out, row);
+    if (op->mode == NEURON_NONE) memcpy(p.sum + begin, p.bias, (size_t)op->n[1] * sizeof(float));
+}
+
+SD_CLONES void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
+    const variant is = {op->mode, op->flags & FLAG_STRICT, op->mode > NEURON_LEAK && op->out->dense};
+    const int common = is.strict && !is.numbers ? is.mode : NEURON_NONE, shown = op->current || is.mode == NEURON_NONE;
     for (int64_t t = 0; t < steps; t++)
         for (int64_t b = first; b < last; b++) {
             const int64_t row = t * batch + b;
             place p = place_of(op, b);
-            const int integer = currents(op, row, p);
-            if (op->current || is.mode == NEURON_NONE) {
-                for (int64_t at = 0; at < lanes; at += 16) *(v16 *)(p.spikes + at) = take(integer, p, begin, at);
-                turn(op, p.spikes, op->current ? op->current : op->out, row);
-                if (is.mode == NEURON_NONE) continue;
-                memcpy(p.sum + begin, p.spikes, (size_t)lanes * sizeof(float));
+            int integer = currents(op, row, p);
+            if (shown) show_currents(op, integer, row, p), integer = 0;
+            if (is.mode == NEURON_NONE) continue;
+            switch (common) {
+                case NEURON_PLAIN: step_tiles(op, (variant){NEURON_PLAIN, 1, 0}, integer, row, b, p); break;
+                case NEURON_SUBTRACT: step_tiles(op, (variant){NEURON_SUBTRACT, 1, 0}, integer, row, b, p); break;
+                case NEURON_ZERO: step_tiles(op, (variant){NEURON_ZERO, 1, 0}, integer, row, b, p); break;
+                default: step_tiles(op, is, integer, row, b, p);
             }
-            if (integer && !op->current) step_tiles(op, is, 1, row, b, p);
-            else step_tiles(op, is, 0, row, b, p);
             if (op->mem) turn(op, p.u, op->mem, row);
             if (is.numbers) turn(op, p.spikes, op->out, row);
         }
 }
 
-SD_CLONES void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
-    const variant is = {op->mode, op->flags & FLAG_STRICT, op->mode > NEURON_LEAK && op->out->dense};
-    const int common = is.strict && !is.numbers;
-    if (common && is.mode == NEURON_PLAIN) convolve(op, (variant){NEURON_PLAIN, 1, 0}, steps, batch, first, last);
-    else if (common && is.mode == NEURON_SUBTRACT) convolve(op, (variant){NEURON_SUBTRACT, 1, 0}, steps, batch, first, last);
-    else if (common && is.mode == NEURON_ZERO) convolve(op, (variant){NEURON_ZERO, 1, 0}, steps, batch, first, last);
-    else convolve(op, is, steps, batch, first, last);
-}
-
-SD_INLINE int64_t target(int64_t at, int64_t k, int64_t stride, int64_t padding, int64_t size) {
-    int64_t place = at + padding - k;
-    if (place < 0 || place % stride) return -1;
-    place /= stride;
-    return place < size ? place : -1;
-}
-
-/* Sums over windows, from events. n: 0 C, 1 H, 2 W, 3 H', 4 W', 5..6 kernel, 7..8 stride, 9..10 padding. */
+/* Sums over windows, from events: every event is added to a block of outputs. n: 0 W, 1 C H, 2 outputs, 3 W', 4..5 how to divide by W. `taps`: per input row (of
+   any channel) and then per input column, the first output place and the number of output rows or columns that see it. */
 SD_CLONES void sd_event_pool(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t *n = op->n;
     const sd_wire *in = op->source[0];
     for (int64_t row = 0; row < steps * batch; row++) {
         float *y = op->out->dense + row * op->out->stride;
-        memset(y, 0, (size_t)(n[0] * n[3] * n[4]) * sizeof(float));
+        memset(y, 0, (size_t)n[2] * sizeof(float));
         for (int64_t e = in->start[row]; e < in->start[row + 1]; e++) {
-            int64_t c = in->index[e] / (n[1] * n[2]), h = in->index[e] / n[2] % n[1], w = in->index[e] % n[2];
-            float x = in->value ? in->value[e] : in->amplitude;
-            for (int64_t i = 0; i < n[5]; i++)
-                for (int64_t j = 0; j < n[6]; j++) {
-                    int64_t a = target(h, i, n[7], n[9], n[3]), z = target(w, j, n[8], n[10], n[4]);
-                    if (a >= 0 && z >= 0) y[(c * n[3] + a) * n[4] + z] += x;
-                }
+            const uint32_t line = (uint32_t)((uint64_t)in->index[e] * (uint64_t)n[4] >> n[5]);
+            const int32_t *down = op->taps + 2 * line, *across = op->taps + 2 * (n[1] + in->index[e] - line * (uint32_t)n[0]);
+            const float x = in->value ? in->value[e] : in->amplitude;
+            float *to = y + down[0] + across[0];
+            for (int32_t i = 0; i < down[1]; i++, to += n[3])
+                for (int32_t j = 0; j < across[1]; j++) to[j] += x;
         }
     }
 }
