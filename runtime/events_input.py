@@ -51,24 +51,30 @@ class Rows:
     ones: npt.NDArray[np.uint8]
 
 
-def _column(name: str, value: Array | None, count: int, limit: int) -> npt.NDArray[np.int64]:
-    if value is None:
-        return np.zeros(count, np.int64)
+def _column(name: str, value: Array, count: int) -> npt.NDArray[np.int64]:
     if value.shape != (count,) or value.dtype.kind not in "iu":
         raise BadInput(message(f"events.{name}", f"{value.dtype} of shape {value.shape}", f"({count},) whole numbers are needed"))
-    if count and (value.min() < 0 or value.max() >= limit):
-        raise BadInput(message(f"events.{name}", f"values from {value.min()} to {value.max()}", f"they must lie in [0, {limit})"))
+    if count and value.dtype == np.uint64 and value.max() >= 2**63:
+        raise BadInput(message(f"events.{name}", f"a value of {value.max()}", "numbers below 2^63 are needed"))
     return np.ascontiguousarray(value, np.int64)
 
 
-def _values(value: Array | None, count: int) -> npt.NDArray[np.float32]:
-    if value is None:
-        return np.ones(count, np.float32)
+def _values(value: Array, count: int) -> npt.NDArray[np.float32]:
     narrow = narrowed(value)
     if narrow.shape != (count,) or not np.isfinite(narrow).all():
         found = f"shape {narrow.shape} or values that are not finite"
         raise BadInput(message("events.value", found, f"({count},) finite numbers are needed"))
     return narrow
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """Events as arrays of one kind each; None for samples that are all 0, values that are all 1."""
+
+    index: npt.NDArray[np.int64]
+    time: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int64] | None
+    value: npt.NDArray[np.float32] | None
 
 
 def sort_events(events: Events, program: Program, batch: int) -> Rows:
@@ -77,26 +83,44 @@ def sort_events(events: Events, program: Program, batch: int) -> Rows:
     if program.input_kind != "float":
         raise BadInput(message("events", "the model reads whole numbers (tokens)", "give them as an array"))
     size, count = prod(program.input_shape), len(np.atleast_1d(events.index))
-    index, time = _column("index", events.index, count, size), _column("time", events.time, count, steps)
-    sample = None if events.sample is None else _column("sample", events.sample, count, batch)
-    value = _values(events.value, count)
-    start, ones = np.empty(steps * batch + 1, np.int64), np.ones(steps * batch, np.uint8)
-    if native.available():
-        ffi, lib = native.core()
-        columns = [ffi.NULL if c is None else ffi.from_buffer("int64_t[]", c) for c in (index, time, sample)]
-        place = np.empty(count, np.uint32)
-        into = ffi.from_buffer("int64_t[]", start), ffi.from_buffer("uint32_t[]", place), ffi.from_buffer("uint8_t[]", ones)
-        if lib.sd_event_rows(*columns, ffi.from_buffer("float[]", value), count, size, steps, batch, *into):
-            return Rows(start, place, value, ones)
-    return _sorted(index, time * batch if sample is None else time * batch + sample, value, size, steps * batch)
+    columns = _Columns(
+        _column("index", events.index, count),
+        _column("time", events.time, count),
+        None if events.sample is None else _column("sample", events.sample, count),
+        None if events.value is None else _values(events.value, count),
+    )
+    return _in_order(columns, size, steps, batch) or _sorted(columns, size, steps, batch)
 
 
-def _sorted(index: npt.NDArray[np.int64], row: npt.NDArray[np.int64], value: npt.NDArray[np.float32], size: int, rows: int) -> Rows:
+def _in_order(columns: _Columns, size: int, steps: int, batch: int) -> Rows | None:
+    """Events that come sorted, one at a place at most: used as they are. None for any other, and without the native core."""
+    if not native.available():
+        return None
+    ffi, lib = native.core()
+    count = len(columns.index)
+    start, place, ones = np.empty(steps * batch + 1, np.int64), np.empty(count, np.uint32), np.empty(steps * batch, np.uint8)
+    given = [
+        ffi.NULL if column is None else ffi.from_buffer(f"{kind}[]", column)
+        for column, kind in zip((columns.index, columns.time, columns.sample, columns.value), ("int64_t",) * 3 + ("float",), strict=True)
+    ]
+    into = ffi.from_buffer("int64_t[]", start), ffi.from_buffer("uint32_t[]", place), ffi.from_buffer("uint8_t[]", ones)
+    if not lib.sd_event_rows(*given, count, size, steps, batch, *into):
+        return None
+    return Rows(start, place, np.ones(count, np.float32) if columns.value is None else columns.value, ones)
+
+
+def _sorted(columns: _Columns, size: int, steps: int, batch: int) -> Rows:
     """Events in any order, several at one place added up."""
+    rows, index, row = steps * batch, columns.index, columns.time * batch
+    for name, column, limit in (("index", index, size), ("time", columns.time, steps), ("sample", columns.sample, batch)):
+        if column is not None and column.size and (column.min() < 0 or column.max() >= limit):
+            found = f"values from {column.min()} to {column.max()}"
+            raise BadInput(message(f"events.{name}", found, f"they must lie in [0, {limit})"))
+    row = row if columns.sample is None else row + columns.sample
     place, where = np.unique(row * size + index, return_inverse=True)
     total = np.zeros(len(place), np.float32)
     with np.errstate(over="ignore"):
-        np.add.at(total, where, value)
+        np.add.at(total, where, np.float32(1) if columns.value is None else columns.value)
     if not np.isfinite(total).all():
         raise BadInput(message("events.value", "values at one place and step that add up beyond float32", "finite sums are needed"))
     place, total = place[total != 0], total[total != 0]

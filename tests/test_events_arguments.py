@@ -88,7 +88,7 @@ ONE = np.array([0])
         (lambda: Events(ONE, [np.nan], 2), "events.time: float64"),  # type: ignore[arg-type]
         (lambda: Events([True], ONE, 2), "events.index: bool"),  # type: ignore[arg-type]
         (lambda: Events([-1], ONE, 2), "events.index: values from -1 to -1"),  # type: ignore[arg-type]
-        (lambda: Events(np.array([2**64 - 1], np.uint64), ONE, 2), "events.index: values from 18446744073709551615"),
+        (lambda: Events(np.array([2**64 - 1], np.uint64), ONE, 2), "events.index: a value of 18446744073709551615"),
         (lambda: Events([2**70], ONE, 2), "events.index: an array of object"),  # type: ignore[arg-type]
         (lambda: Events(None, ONE, 2), "events.index: an array of object"),  # type: ignore[arg-type]
         (lambda: Events(ONE, ONE[None], 2), r"events.time: int64 of shape \(1, 1\)"),
