@@ -179,3 +179,15 @@ def test_events_in_order_and_shuffled_are_the_same() -> None:
     assert_same(runs[0], runs[2])
     nothing = np.zeros(0, np.int64)
     assert_same(EventEngine(program).run(Events(nothing, nothing, 5)), EventEngine(program).run(np.zeros((5, 1, *program.input_shape))))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=SEEDS)
+def test_sums_over_windows(seed: int) -> None:
+    """Overlapping, apart, padded, with a rest that no window covers."""
+    rng = np.random.default_rng(seed)
+    kernel, stride, padding = (tuple(int(n) for n in rng.integers(low, high, 2)) for low, high in ((1, 5), (1, 4), (0, 3)))
+    start = (int(rng.integers(1, 4)), *(int(rng.integers(k, k + 8)) for k in kernel))
+    program = Program(start, (S.SumPool2d("y", ("input",), kernel=kernel, stride=stride, padding=padding),), (Output("y", "y"),))
+    x = bursts(program, seed, 6, 2)
+    assert_same(*(EventEngine(program, 2, native=n).run(x) for n in (False, True)))
