@@ -261,8 +261,9 @@ class EventEngine:
         """The tape on which the whole sequence is one compiled call; None where a step needs NumPy or the input must be copied."""
         if not self._machine or not self._machine.compiled or INPUT in kept:
             return None
-        size = 1 if order == "step" else chunk or self._size(steps, kept)
-        tape = self._machine.tape(size, kept)
+        numbers = self._machine.numbers(kept)
+        size = 1 if order == "step" else chunk or self._size(steps, numbers)
+        tape = self._machine.tape(size, numbers)
         return tape if tape.takes_events or (isinstance(source, np.ndarray) and not tape.copies) else None
 
     def _size(self, steps: int, kept: Collection[str]) -> int:

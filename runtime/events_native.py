@@ -22,15 +22,21 @@ from spikedeploy.program import INPUT, Program
 from spikedeploy.runtime.events_input import Rows
 from spikedeploy.runtime.events_loop import function_of
 from spikedeploy.runtime.events_ops import KINDS, PACK, Context, Packed
-from spikedeploy.runtime.events_pack import aligned, panels, up
+from spikedeploy.runtime.events_pack import aligned, panels, together, up
 from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, inner_wires, needs, roots, uniform_amplitude
 from spikedeploy.runtime.events_quant import Quantised
 from spikedeploy.runtime.events_state import Plain, Slot
 from spikedeploy.runtime.reference import Real, State, zeros
 
 CHUNK_BYTES = 1 << 20
-LIST_BYTES = 1 << 19
-MOST_STEPS = 256
+LIST_BYTES = 1 << 22
+MOST_STEPS = 1024
+NEAR_BYTES = 3 << 19
+"""Weights that a second-level cache keeps beside everything else."""
+TOGETHER_COLUMNS = 4
+"""Place of that size in a layer's operation."""
+SLACK = 16
+"""Entries that the kernels may write beyond the end of a list."""
 C_TYPE = {"pending": "int32_t", "loud": "uint8_t", "integer": "void", "taps": "int32_t"}
 
 
@@ -61,6 +67,7 @@ class Machine:
         }
         self.tapes: dict[tuple[int, frozenset[str], bool], Tape] = {}
         self.chunks: dict[frozenset[str], int] = {}
+        self.turned: dict[str, tuple[Any, int]] = {}
         self.current: Tape | None = None
         self.startle()
 
@@ -101,8 +108,24 @@ class Machine:
         for array, copy in before:
             array[...] = copy
 
+    def numbers(self, kept: Collection[str]) -> list[str]:
+        """Of the kept wires those that must be written as numbers; the others are spikes of one size, and their bits say everything."""
+        return [wire for wire in kept if uniform_amplitude(self.program, wire) is None]
+
+    def far_weights(self, name: str) -> tuple[Any, int] | None:
+        """Another copy of an operation's weights, made when single steps first want it, and how many columns it holds another way (see
+        `events_pack.together`); None where the cache keeps the weights."""
+        packed = self.packed[name]
+        weight = packed.arrays.get("weight")
+        if packed.kind != "LAYER" or weight is None or weight.nbytes <= NEAR_BYTES or "integer" in packed.arrays:
+            return None
+        if name not in self.turned:
+            self.turned[name] = together(weight, packed.sizes[0])
+        return self.turned[name] if self.turned[name][1] else None
+
     def chunk(self, kept: Collection[str]) -> int:
-        """Steps per block: all wires' numbers in about 1 MB, the longest list of events, half full, in half of that."""
+        """Steps per block: what the operations write, numbers and bits, in about 1 MB; the longest list of events, half full, in 4 MB. A
+        long block reads weights from far memory once for many steps."""
         key = frozenset(kept)
         if key not in self.chunks:
             self.chunks[key] = self._chunk(kept)
@@ -110,10 +133,14 @@ class Machine:
 
     def _chunk(self, kept: Collection[str]) -> int:
         wanted = needs(self.program, self.plan, kept)
-        wires = [root for root, need in wanted.items() if root != INPUT and (need.dense or need.events or root not in self.inner)]
-        step = sum(4 * self.batch * up(prod(self.program.wires[root])) for root in wires)
+        bits = {root: 32 if self.holds_numbers(root, need) else 1 for root, need in wanted.items() if root != INPUT}
+        step = sum(self.batch * up(prod(self.program.wires[root])) * each // 8 for root, each in bits.items())
         listed = max((2 * self.batch * prod(self.program.wires[root]) for root, need in wanted.items() if need.events), default=1)
         return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1), LIST_BYTES // listed))
+
+    def holds_numbers(self, root: str, need: Need) -> bool:
+        """Whether the wire is written as numbers: somebody reads them, or bits cannot say them."""
+        return need.dense or (uniform_amplitude(self.program, root) is None and (need.events or root not in self.inner))
 
     def tape(self, steps: int, kept: Collection[str], stream: bool = False) -> Tape:
         """The tape for these wires, made once; the one before it is settled first. A stream has its own, whose input stays where it is."""
@@ -154,13 +181,13 @@ class Tape:
         if amplitude is not None:
             wire.struct.amplitude = float(amplitude)
             self._array(wire, "bits", "uint64_t", (rows, wire.struct.words), np.uint64)
-        if need.dense or (amplitude is None and (need.events or root not in self.machine.inner)):
+        if self.machine.holds_numbers(root, need):
             wire.dense = self._array(wire, "dense", "float", (rows, up(size)), np.float32)
         if need.events:
             self._array(wire, "start", "int64_t", (rows + 1,), np.int64)
-            self._array(wire, "index", "uint32_t", (rows * size,), np.uint32)
+            self._array(wire, "index", "uint32_t", (rows * size + SLACK,), np.uint32)
             if amplitude is None:
-                self._array(wire, "value", "float", (rows * size,), np.float32)
+                self._array(wire, "value", "float", (rows * size + SLACK,), np.float32)
                 self._array(wire, "ones", "uint8_t", (rows,), np.uint8)
         return wire
 
@@ -177,7 +204,7 @@ class Tape:
 
     def _operation(self, packed: Packed, inputs: Collection[str]) -> Any:
         op, null = self.machine.ffi.new("sd_event_op *"), self.machine.ffi.NULL
-        op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict) + 2 * packed.far, len(inputs)
+        op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict), len(inputs)
         for place, wire in enumerate(inputs):
             op.source[place] = self.of(wire).struct
         for place, size in enumerate(packed.sizes):
@@ -200,7 +227,11 @@ class Tape:
         if isinstance(group.head, LISTENERS) and first not in self.listed:
             self.listed.add(first)
             found.append(self._operation(Packed("EVENTS", None), [first]))
-        return [*found, self._operation(self.machine.packed[group.head.name], group.head.inputs)]
+        op = self._operation(self.machine.packed[group.head.name], group.head.inputs)
+        far = self.machine.far_weights(group.head.name) if self.steps * self.machine.batch == 1 else None
+        if far is not None:
+            op.weight, op.n[TOGETHER_COLUMNS] = self.machine.pointer("float", far[0]), far[1]
+        return [*found, op]
 
     def _segments(self) -> list[Callable[[int], None]]:
         made: list[Callable[[int], None]] = []

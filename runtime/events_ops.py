@@ -49,8 +49,6 @@ KINDS = (
 )
 """The order of the enumeration in `native/events_common.inc`."""
 
-NEAR = 3 << 19
-"""Bytes of weights that a second-level cache keeps beside everything else."""
 
 NEURONS = ("none", "leak", "plain", "subtract", "zero", "subtract now", "zero now", "value", "threshold")
 FUNCTIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "exp")
@@ -70,7 +68,6 @@ class Packed:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)
     silent: Array | None = None
-    far: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +171,7 @@ def pack_affine(context: Context, group: Group) -> Packed:
         arrays |= _skipping(context, count)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, up(out), integers["integer"].itemsize if integers else 0, count), arrays, neurons.slots, silent, step.weight.size * 4 > NEAR,
+        (wide, up(out), integers["integer"].itemsize if integers else 0, count), arrays, neurons.slots, silent,
     )  # fmt: skip
 
 

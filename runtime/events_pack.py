@@ -11,8 +11,11 @@ import numpy.typing as npt
 from spikedeploy.runtime.reference import Real
 from spikedeploy.steps import Array, Shape
 
-LINE = 64
+LINE, PAGE, HUGE = 64, 1 << 12, 1 << 21
+LANES = 16
+"""Numbers of 32 bits in a line."""
 PANELS = (128, 64, 32, 16)
+TOGETHER = 8
 
 
 def up(n: int, to: int = 16) -> int:
@@ -21,11 +24,16 @@ def up(n: int, to: int = 16) -> int:
 
 
 def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
-    """Zeros that begin at a cache line."""
+    """Zeros that begin at a cache line, at a page where they fill one, and at a huge page where they fill half of one.
+
+    The processor fetches lines in pairs and looks addresses up by page. NumPy asks for huge pages under all that it allocates in 4 MB or
+    more.
+    """
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = np.zeros(size + LINE, np.uint8)
-    offset = -raw.ctypes.data % LINE
+    place = HUGE if size >= HUGE // 2 else PAGE if size >= PAGE else LINE
+    raw = np.zeros(max(size + place, 2 * HUGE if place == HUGE else 0), np.uint8)
+    offset = -raw.ctypes.data % place
     return raw[offset : offset + size].view(kind).reshape(shape)
 
 
@@ -58,17 +66,36 @@ def panel_major(weight: Array) -> Array:
     return packed
 
 
+def together(packed: Array, wide: int) -> tuple[Array, int]:
+    """Packed weights with the rows of eight panels side by side, `(in, 8 columns)`, for single steps that read them from far memory; and
+    how many columns lie so. A block of steps wants each panel by itself, near."""
+    group = TOGETHER * PANELS[0]
+    columns = packed.size // wide // group * group
+    if not columns:
+        return packed, 0
+    turned = aligned(packed.shape, packed.dtype)
+    turned[:] = packed
+    for first in range(0, columns * wide, group * wide):
+        rows = packed[first : first + group * wide].reshape(TOGETHER, wide, PANELS[0])
+        turned[first : first + group * wide] = rows.swapaxes(0, 1).ravel()
+    return turned, columns
+
+
 def panel_pairs(q: Array) -> Array:
-    """Integer weights as `panel_major`, plus half their range, two columns to a lane (see `SUM_PAIRS` in `native/events_layer.c`)."""
-    kind = np.dtype(f"u{q.itemsize}")
-    offset = 1 << (8 * q.itemsize - 1)
-    packed = panel_major((q.astype(np.int64) + offset).astype(kind))
-    wide, done = q.shape[1], aligned(packed.shape, kind)
-    for first, count in panels(up(len(q))):
-        group = min(count, LINE // q.itemsize)
-        part = packed[first * wide : (first + count) * wide].reshape(-1, 2, group // 2)
-        done[first * wide : (first + count) * wide] = part.swapaxes(1, 2).ravel()
-    return done
+    """Integer weights as `panel_major`, plus half their range, in whole cache lines whose columns lie as `native/events_sums.inc` adds
+    them: column `16 i + l` of a line is byte or half-word i of its 32-bit lane l."""
+    out, wide = q.shape
+    kind, line = np.dtype(f"u{q.itemsize}"), LINE // q.itemsize
+    columns = np.zeros((wide, up(out)), kind)
+    columns[:, :out] = q.T.view(kind)
+    places = [(first, count, up(first, line)) for first, count in panels(up(out))]
+    packed = aligned((wide * (places[-1][2] + up(places[-1][1], line)),), kind)
+    for first, count, place in places:
+        lines = np.zeros((wide, up(count, line)), kind)
+        lines[:, :count] = columns[:, first : first + count]
+        packed[place * wide :][: lines.size] = lines.reshape(-1, 4 // q.itemsize, LANES).swapaxes(1, 2).ravel()
+    packed += kind.type(1 << (8 * q.itemsize - 1))
+    return packed
 
 
 def stays_silent(decay: Real, theta: Real, bias: Real, *, strict: bool) -> Any:

@@ -139,6 +139,57 @@ def test_a_bias_that_fires_alone_is_not_skipped() -> None:
     assert run.spikes == exact.spikes and run.spikes["lif1"] > 0
 
 
+@needs_native
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("value", [1.0, 0.75])
+def test_layers_beyond_the_cache(weights: str, value: float) -> None:
+    """2,200 outputs: two groups of eight panels that lie together, and the rest; whole and in steps, from numbers and from spikes."""
+    rng = np.random.default_rng(0)
+    program = Program(
+        (190,),
+        (
+            S.Affine("fc1", ("input",), weight=rng.normal(size=(2200, 190)) * 0.3, bias=rng.normal(size=2200) * 0.1),
+            S.Integrator("mem1", ("fc1",), decay=np.array(0.9)),
+            S.Threshold("spk1", ("mem1",), threshold=np.array(3.0)),
+            S.Affine("fc2", ("spk1",), weight=rng.normal(size=(1100, 2200)) * 0.1, bias=None),
+            S.LIF("spk2", ("fc2",), decay=np.array(0.8), threshold=np.array(1.0), reset="subtract"),
+        ),
+        (Output("spikes", "spk2"), Output("count", "spk1", "sum")),
+    )
+    x = ((rng.random((6, 2, 190)) < 0.2) * value).astype(np.float32)
+    x[3] = 0
+    plain = EventEngine(program, 2, weights=weights, native=False).run(x)
+    assert plain.spikes["spk1"] > 0 and plain.spikes["spk2"] > 0
+    assert_same(plain, EventEngine(program, 2, weights=weights).run(x))
+    for sample in range(2):
+        one = EventEngine(program, weights=weights).run(x[:, sample : sample + 1], order="step")
+        assert one.outputs["spikes"].tobytes() == plain.outputs["spikes"][:, sample : sample + 1].tobytes()
+        for step, states in one.states.items():
+            assert states["u"][0].tobytes() == plain.states[step]["u"][sample].tobytes()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("theta", [-1.5, 0.0, 1e-45, 0.5, 3.0])
+def test_a_membrane_on_its_threshold(theta: float, strict: bool) -> None:
+    """Membranes one number below, on and above the threshold, in a row of 70 neurons: only `strict` decides about the middle ones."""
+    around = np.nextafter(np.float32(theta), np.array([-np.inf, theta, np.inf], np.float32))
+    weight = np.resize(around, 70)[:, None]
+    program = Program(
+        (1,),
+        (
+            S.Affine("fc", ("input",), weight=weight, bias=None),
+            S.Integrator("mem", ("fc",), decay=np.array(0.0)),
+            S.Threshold("spk", ("mem",), threshold=np.array(theta), strict=strict),
+        ),
+        (Output("spk", "spk"),),
+    )
+    settled = np.where(np.abs(weight[:, 0]) < np.finfo(np.float32).tiny, np.float32(0), weight[:, 0])
+    expected = settled > np.float32(theta) if strict else settled >= np.float32(theta)
+    for compiled in {False, native.available()}:
+        run = EventEngine(program, native=compiled).run(np.ones((2, 1, 1), np.float32))
+        assert np.array_equal(run.outputs["spk"][1, 0] == 1, expected)
+
+
 def test_reset_state_and_continuation() -> None:
     program, x = stack(), (np.random.default_rng(1).random((20, 3, 70)) < 0.2).astype(np.float32)
     engine = EventEngine(program, 3)
@@ -287,3 +338,7 @@ def test_a_bad_step_leaves_the_state_alone() -> None:
     with pytest.raises(BadInput, match="NaN or infinity"):
         engine.run(np.concatenate([np.ones((300, 1, 70), np.float32), np.full((1, 1, 70), np.nan, np.float32)]))
     assert engine.state["lif1.mem"]["u"].tobytes() == before.tobytes()
+    fresh = EventEngine(stack())
+    fresh.state = engine.state
+    x = np.ones((3, 1, 70), np.float32)
+    assert engine.run(x).spikes == fresh.run(x).spikes

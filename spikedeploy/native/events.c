@@ -1,59 +1,15 @@
 /* One call runs all operations of a program over a chunk of time. Threads share panels or samples, never a sum. */
+#include <math.h>
+
 #include "events_common.inc"
 
-SD_INLINE int64_t list_bits(const uint64_t *bits, int64_t words, uint32_t *index, int64_t k) {
-    for (int64_t w = 0; w < words; w++)
-        for (uint64_t word = bits[w]; word; word &= word - 1) index[k++] = (uint32_t)(64 * w + __builtin_ctzll(word));
-    return k;
-}
+enum { KEEP_ALL, KEEP_SUM, KEEP_LAST, KEEP_MAX };
 
-/* Sixty-four numbers as bits: which are not zero. */
-SD_INLINE uint64_t nonzero(const float *x) {
-    const v16u *v = (const v16u *)x;
-    uint64_t word = 0;
-    for (int i = 0; i < 4; i++) word |= (uint64_t)sd_mask(v[i] != 0.0f) << (16 * i);
-    return word;
-}
-
-SD_INLINE int64_t list_dense(sd_wire *w, const float *x, int64_t k, uint8_t *ones) {
-    uint32_t same = 1;
-    int64_t base = 0;
-    for (; base + 64 <= w->size; base += 64)
-        for (uint64_t word = nonzero(x + base); word; word &= word - 1, k++) {
-            int64_t i = base + __builtin_ctzll(word);
-            w->index[k] = (uint32_t)i;
-            w->value[k] = x[i];
-            same &= x[i] == 1.0f;
-        }
-    for (; base < w->size; base++)
-        if (x[base] != 0.0f) {
-            w->index[k] = (uint32_t)base;
-            same &= (w->value[k++] = x[base]) == 1.0f;
-        }
-    *ones = (uint8_t)same;
-    return k;
-}
-
-SD_CLONES void sd_event_lists(const sd_event_op *op, int64_t steps, int64_t batch) {
-    sd_wire *w = op->source[0];
-    int64_t k = 0;
-    if (w->outside) return;
-    w->start[0] = 0;
-    for (int64_t row = 0; row < steps * batch; row++) {
-        k = w->bits ? list_bits(w->bits + row * w->words, w->words, w->index, k) : list_dense(w, w->dense + row * w->stride, k, &w->ones[row]);
-        w->start[row + 1] = k;
-    }
-}
-
-SD_CLONES static int64_t count_bits(const uint64_t *bits, int64_t words) {
-    int64_t total = 0;
-    for (int64_t w = 0; w < words; w++) total += __builtin_popcountll(bits[w]);
-    return total;
-}
-
-/* Spikes of different sizes have no bits; a size of zero is no spike. */
-SD_CLONES static void count_dense(sd_wire *w, int64_t rows) {
-    for (int64_t row = 0; row < rows; row++)
+/* Adds up the spikes of a wire that is not listed: a list counts by itself. Spikes of different sizes have no bits; a size of zero is no spike. */
+SD_CLONES static void count_spikes(sd_wire *w, int64_t rows) {
+    if (w->bits && w->start) return;
+    if (w->bits) for (int64_t i = 0; i < rows * w->words; i++) w->spikes += __builtin_popcountll(w->bits[i]);
+    else for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < w->size; i++) w->spikes += w->dense[row * w->stride + i] != 0.0f;
 }
 
@@ -66,8 +22,7 @@ static void split(const sd_event_op *op, int64_t steps, int64_t batch, int64_t t
     } else {
         run(op, steps, batch, 0, parts);
     }
-    if (op->out->bits) op->out->spikes += count_bits(op->out->bits, steps * batch * op->out->words);
-    else if (op->mode >= NEURON_PLAIN) count_dense(op->out, steps * batch);
+    if (op->mode >= NEURON_PLAIN) count_spikes(op->out, steps * batch);
 }
 
 void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t batch, int64_t threads) {
@@ -79,7 +34,10 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
             case OP_CONV: split(op, steps, batch, threads); break;
             case OP_POOL: sd_event_pool(op, steps, batch); break;
             case OP_MEMORY:
-            case OP_DELTA: sd_event_memory(op, steps, batch); break;
+            case OP_DELTA:
+                sd_event_memory(op, steps, batch);
+                if (op->mem) count_spikes(op->mem, steps * batch);
+                break;
             case OP_MATMUL: sd_event_matmul(op, steps, batch); break;
             case OP_SSM: sd_event_ssm(op, steps, batch); break;
             default: sd_event_dense(op, steps, batch);
@@ -87,31 +45,83 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
     }
 }
 
-/* Hands the numbers of a block over to the caller, in time order. */
-SD_CLONES static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
-    const sd_wire *w = kept->wire;
-    const int64_t size = w->size;
-    for (int64_t row = 0; row < steps * batch; row++) {
-        const float *y = w->dense + row * w->stride;
-        float *restrict into = kept->into + (kept->reduce ? row % batch : first * batch + row) * size;
-        int fresh = first == 0 && row < batch;
-        if (kept->reduce == 1 && !fresh) for (int64_t i = 0; i < size; i++) into[i] = into[i] + y[i];
-        else if (kept->reduce == 1) for (int64_t i = 0; i < size; i++) into[i] = 0.0f + y[i];
-        else if (kept->reduce == 3 && !fresh) for (int64_t i = 0; i < size; i++) into[i] = into[i] > y[i] ? into[i] : y[i];
-        else memcpy(into, y, (size_t)size * sizeof(float));
+/* Sixteen numbers of a kept wire; spikes that were never written as numbers are made from their bits. */
+SD_INLINE v16 sixteen(const sd_wire *w, int64_t row, int64_t at) {
+    if (w->dense) return *(const v16 *)(w->dense + row * w->stride + at);
+    const m16 fired = (((m16){} + ((const u16a *)(w->bits + row * w->words))[at / 16]) & SD_PLACES) != 0;
+    return w->amplitude * sd_select(fired, sd_splat(1.0f), (v16){});
+}
+
+SD_INLINE v16 reduced(const int reduce, v16 before, v16 y) {
+    if (reduce == KEEP_SUM) return before + y;
+    return reduce == KEEP_MAX ? sd_select(before > y, before, y) : y;
+}
+
+SD_INLINE void keep_row(const sd_wire *w, const int reduce, int fresh, float *into, int64_t row) {
+    const v16 start = sd_splat(reduce == KEEP_MAX ? -INFINITY : 0.0f);
+    int64_t at = 0;
+    for (; at + 16 <= w->size; at += 16) {
+        v16u *to = (v16u *)(into + at);
+        const v16 before = fresh ? start : (v16)*to;
+        *to = (v16u)reduced(reduce, before, sixteen(w, row, at));
+    }
+    if (at < w->size) {
+        v16 before = start;
+        if (!fresh) memcpy(&before, into + at, (size_t)(w->size - at) * sizeof(float));
+        before = reduced(reduce, before, sixteen(w, row, at));
+        memcpy(into + at, &before, (size_t)(w->size - at) * sizeof(float));
     }
 }
 
-/* Whether no number is NaN or infinite: those have an exponent of ones only. */
-SD_CLONES int sd_event_finite(const float *x, int64_t count) {
-    const int32_t high = 0x7f800000;
-    int32_t bad = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, &x[i], 4);
-        bad |= (bits & high) == high;
+/* The sum over time of spikes kept as bits, sixty-four columns at a time in registers. */
+SD_INLINE void keep_sum_of_bits(const sd_wire *w, int fresh, float *into, int64_t b, int64_t rows, int64_t batch) {
+    const m16 low = SD_PLACES, high = low << 16;
+    for (int64_t at = 0; at < w->size; at += 64) {
+        const size_t bytes = (size_t)(w->size - at < 64 ? w->size - at : 64) * sizeof(float);
+        v16 sum[4] = {};
+        if (!fresh) memcpy(sum, into + at, bytes);
+        for (int64_t row = b; row < rows; row += batch) {
+            const m1 *word = (const m1 *)(w->bits + row * w->words + at / 64);
+            for (int i = 0; i < 4; i++) {
+                const m16 fired = (((m16){} + word[i / 2]) & (i % 2 ? high : low)) != 0;
+                sum[i] += sd_select(fired, sd_splat(w->amplitude), (v16){});
+            }
+        }
+        memcpy(into + at, sum, bytes);
     }
-    return !bad;
+}
+
+/* Hands the numbers of a block over to the caller, in time order. */
+SD_CLONES static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
+    const sd_wire *w = kept->wire;
+    const int64_t rows = steps * batch;
+    if (kept->reduce == KEEP_SUM && !w->dense) {
+        for (int64_t b = 0; b < batch; b++) keep_sum_of_bits(w, first == 0, kept->into + b * w->size, b, rows, batch);
+        return;
+    }
+    for (int64_t row = kept->reduce == KEEP_LAST ? rows - batch : 0; row < rows; row++) {
+        float *into = kept->into + (kept->reduce ? row % batch : first * batch + row) * w->size;
+        const int fresh = first == 0 && row < batch;
+        switch (kept->reduce) {
+            case KEEP_SUM: keep_row(w, KEEP_SUM, fresh, into, row); break;
+            case KEEP_MAX: keep_row(w, KEEP_MAX, fresh, into, row); break;
+            default: keep_row(w, KEEP_ALL, fresh, into, row);
+        }
+    }
+}
+
+/* Whether no number is NaN or infinite: then x - x is +0, whose bits are all zero. */
+SD_CLONES int sd_event_finite(const float *x, int64_t count) {
+    m16 odd[8] = {};
+    int32_t rest = 0;
+    int64_t i = 0;
+    for (; i + 128 <= count; i += 128) {
+        const v16u *v = (const v16u *)(x + i);
+        for (int k = 0; k < 8; k++) odd[k] |= (m16)(v[k] - v[k]);
+    }
+    for (; i < count; i++) rest |= !(x[i] - x[i] == 0.0f);
+    for (int k = 1; k < 8; k++) odd[0] |= odd[k];
+    return !(rest | (int32_t)sd_mask(odd[0] != 0));
 }
 
 /* A whole sequence: block after block, all operations on each; the input pointers move along. Returns 0 at the first block that holds NaN or infinity. */
@@ -119,8 +129,10 @@ int sd_event_sequence(sd_event_op *const *ops, int64_t count, int64_t steps, int
                       const sd_kept *kept, int64_t keeping) {
     for (int64_t first = 0; first < steps; first += block) {
         int64_t now = steps - first < block ? steps - first : block;
-        if (!input->outside && !sd_event_finite(input->dense, now * batch * input->stride)) return 0;
+        const int listed = input->start != NULL;
+        if (!input->outside && !listed && !sd_event_finite(input->dense, now * batch * input->stride)) return 0;
         sd_event_run(ops, count, now, batch, threads);
+        if (!input->outside && listed && !input->finite) return 0;
         for (int64_t i = 0; i < keeping; i++) keep(&kept[i], first, now, batch);
         if (input->outside) input->start += now * batch, input->ones += now * batch;
         else input->dense += now * batch * input->stride;

@@ -11,6 +11,7 @@ typedef struct {
     uint8_t *ones;            /* per row, where `value` is given: every value is 1 */
     int64_t spikes;           /* how many bits were written in this run */
     int32_t outside;          /* 1: start, index and value were given by the caller */
+    int32_t finite;           /* of the numbers that were listed last: none was NaN or infinite */
 } sd_wire;
 
 typedef struct {

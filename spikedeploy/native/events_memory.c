@@ -66,9 +66,6 @@ SD_CLONES void sd_event_memory(const sd_event_op *op, int64_t steps, int64_t bat
             if (op->mem) compare(op, s, row, padded);
             if (op->out) memcpy(op->out->dense + row * op->out->stride, s, (size_t)(d * n) * sizeof(float));
         }
-    for (int64_t w = 0; op->mem && op->mem->bits && w < steps * batch * op->mem->words; w++) op->mem->spikes += __builtin_popcountll(op->mem->bits[w]);
-    for (int64_t row = 0; op->mem && !op->mem->bits && row < steps * batch; row++)
-        for (int64_t i = 0; i < d * n; i++) op->mem->spikes += op->mem->dense[row * op->mem->stride + i] != 0.0f;
 }
 
 /* y (d, m) = A (d, n) B (n, m), A as events: row i sums the rows of B that A's row i switches on. n[2] = m. */
