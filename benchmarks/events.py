@@ -1,6 +1,6 @@
 """The event-driven engine against ONNX Runtime and snnTorch, in one process, in turns, on one thread.
 
-    python benchmarks/events.py [--rounds 7] [--only floor,memory,camera,wide,bandwidth,layers] [--out benchmarks/results]
+    python benchmarks/events.py [--rounds 7] [--only floor,memory,camera,wide,bandwidth,threads,layers] [--out benchmarks/results]
 
 A figure is the median over rounds of the mean time of a step. Every layer's threshold is set so that its spikes have the sparsity named;
 the input has it too.
@@ -39,14 +39,14 @@ TARGETS = dict(zip(SPARSITIES, (2.5, 6, 9, 13, 26), strict=True))
 DECAY = 0.9
 
 
-def layers(sizes: tuple[int, ...], thresholds: list[float], seed: int = 0) -> Program:
+def layers(sizes: tuple[int, ...], thresholds: list[float], seed: int = 0, bias: float = 0.0) -> Program:
     rng = np.random.default_rng(seed)
     steps: list[S.Step] = []
     for index, (wide, out) in enumerate(pairwise(sizes)):
         weight = rng.normal(size=(out, wide)) / np.sqrt(wide)
         theta = np.array(thresholds[index] if index < len(thresholds) else 1.0)
         steps += [
-            S.Affine(f"fc{index}", (f"lif{index - 1}" if index else "input",), weight=weight, bias=np.zeros(out)),
+            S.Affine(f"fc{index}", (f"lif{index - 1}" if index else "input",), weight=weight, bias=np.full(out, bias)),
             S.Integrator(f"lif{index}.mem", (f"fc{index}",), decay=np.array(DECAY)),
             S.Threshold(f"lif{index}", (f"lif{index}.mem",), threshold=theta),
         ]
@@ -89,6 +89,12 @@ def active_bytes(program: Program, x: np.ndarray) -> float:
     return total * 4
 
 
+def idle(sizes: tuple[int, ...], steps: int, **options: Any) -> Side:
+    """What remains where no weight is ever read: no input, no spike, yet every neuron is updated at every step, because a small bias
+    forbids the proof that it stays silent."""
+    return whole(layers(sizes, [1e9] * (len(sizes) - 1), bias=1e-7), np.zeros((steps, 1, sizes[0]), np.float32), **options)
+
+
 def measure_layers(rounds: int) -> Iterator[Row]:
     for sizes in ((784, 512, 512, 10), (128, 256, 256, 256, 1000)):
         for sparsity in SPARSITIES:
@@ -100,6 +106,7 @@ def measure_layers(rounds: int) -> Iterator[Row]:
                 "engine whole": (whole(program, x), len(x)),
                 "engine streamed": (streamed(program, x), len(x)),
                 "int8 whole": (whole(program, x, weights="int8"), len(x)),
+                "engine idle": (idle(sizes, len(x)), len(x)),
                 "ort cell": (bound_loop(cell, x[:300]), 300),
                 "ort scan": (scan(sequence, x[:300]), 300),
                 "ort lean cell": (bound_loop(lean(program, scan=False), x[:300]), 300),
@@ -108,11 +115,13 @@ def measure_layers(rounds: int) -> Iterator[Row]:
             }
             found = medians(sides, rounds)
             best = min(value for name, value in found.items() if name.startswith("ort"))
+            above = [found[name] - found["engine idle"] for name in ("engine whole", "int8 whole")]
             yield {
                 "what": "-".join(map(str, sizes)), "sparsity": sparsity, **{k: round(v, 3) for k, v in found.items()},
                 "times ort": round(best / found["engine whole"], 2), "target": TARGETS[sparsity],
                 "times snntorch": round(found["snntorch"] / found["engine whole"], 1),
                 "int8 against float32": round(found["engine whole"] / found["int8 whole"], 2),
+                "int8 against float32 above idle": round(above[0] / above[1], 2),
                 "weight GB/s": round(active_bytes(program, x) / found["engine whole"] / 1e3, 1),
             }  # fmt: skip
 
@@ -223,20 +232,22 @@ def measure_wide(rounds: int) -> Iterator[Row]:
 
 
 def read_speed(megabytes: float) -> float:
-    """GB/s of reading that many bytes again and again, in order, by the fastest plain vector loop at hand: what a cache gives at best."""
+    """GB/s of reading that many bytes again and again, in order: the best single reading of three vector loops (the engine's check of its
+    input, NumPy's maximum, a dot product)."""
     from spikedeploy import native
+    from spikedeploy.runtime.events_pack import aligned
 
     ffi, lib = native.core()
-    x = np.ones(int(megabytes * 250_000), np.float32)
+    x = aligned((int(megabytes * 250_000),), np.float32)
+    x[:] = 1
     pointer = ffi.cast("float *", x.ctypes.data)
     times = []
     for _ in range(200):
-        begin = time.perf_counter()
-        lib.sd_event_finite(pointer, len(x))
-        middle = time.perf_counter()
-        x.max()
-        times += [middle - begin, time.perf_counter() - middle]
-    return x.nbytes / float(np.percentile(times, 25)) / 1e9
+        for read in (lambda: lib.sd_event_finite(pointer, len(x)), x.max, lambda: np.dot(x, x)):
+            begin = time.perf_counter()
+            read()
+            times.append(time.perf_counter() - begin)
+    return x.nbytes / min(times) / 1e9
 
 
 def measure_bandwidth(rounds: int) -> Iterator[Row]:
@@ -244,11 +255,11 @@ def measure_bandwidth(rounds: int) -> Iterator[Row]:
     streams."""
     for sizes in ((512, 512, 512), (2048, 2048), (2048, 2048, 2048)):
         for sparsity in (0.5, 0.9):
-            x = (np.random.default_rng(1).random((256, 1, sizes[0])) >= sparsity).astype(np.float32)
+            x = (np.random.default_rng(1).random((1024, 1, sizes[0])) >= sparsity).astype(np.float32)
             program = calibrated(sizes, x, sparsity)
             near, far = read_speed(1.0), read_speed(sum(a * b * 4 for a, b in pairwise(sizes)) / 1e6)
             sides: dict[str, tuple[Side, int]] = {
-                "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x), len(x)),
+                "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x[:256]), 256),
                 "int8 whole": (whole(program, x, weights="int8"), len(x)),
             }  # fmt: skip
             found, size = medians(sides, rounds), active_bytes(program, x)
@@ -261,6 +272,18 @@ def measure_bandwidth(rounds: int) -> Iterator[Row]:
                 "streamed of it": round(stream_speed / far, 3),
                 "int8 against float32": round(found["engine whole"] / found["int8 whole"], 2),
             }  # fmt: skip
+
+
+def measure_threads(rounds: int) -> Iterator[Row]:
+    """Whole sequences on several threads, as far as the process may use several processors. For information."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for sizes, steps in (((784, 512, 512, 10), 1000), ((128, 256, 256, 256, 1000), 1000), ((2048, 2048, 2048), 512)):
+        for sparsity in (0.5, 0.9):
+            x = (np.random.default_rng(1).random((steps, 1, sizes[0])) >= sparsity).astype(np.float32)
+            program = calibrated(sizes, x, sparsity)
+            counts = [n for n in (1, 2, 4) if n <= usable]
+            sides = {f"threads {n}": (whole(program, x, threads=n), steps) for n in counts}
+            yield {"what": "-".join(map(str, sizes)), "sparsity": sparsity, **{k: round(v, 3) for k, v in medians(sides, rounds).items()}}
 
 
 def measure_floor(rounds: int) -> Iterator[Row]:
@@ -301,6 +324,7 @@ MEASURES: dict[str, Callable[[int], Iterator[Row]]] = {
     "camera": measure_camera,
     "wide": measure_wide,
     "bandwidth": measure_bandwidth,
+    "threads": measure_threads,
     "layers": measure_layers,
 }
 
