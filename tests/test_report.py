@@ -145,6 +145,13 @@ def test_text_shows_every_layer_that_costs_something() -> None:
     assert lines["e"][-1] == lines["total"][-1] == "16" and lines["norm"][-4:-2] == ["16", "4"] and lines["act"][-3] == "4"
 
 
+def test_a_program_that_costs_nothing() -> None:
+    program = Program((4,), (S.Reshape("r", ("input",), (2, 2)), S.Slice("s", ("r",), 0, 1)), (Output("s", "s"),))
+    report = measure(program, np.ones((3, 2, 4)))
+    assert report.layers == () and report.total.acs == 0 and energy(report).total == 0
+    assert "0 effective operations" in text(report, [energy(report)], None) and rendered(report)
+
+
 @pytest.mark.parametrize("wild", [1e300, np.nan])
 def test_numbers_beyond_float32_are_refused(wild: float) -> None:
     with pytest.raises(BadInput, match=r"beyond float32|NaN"):

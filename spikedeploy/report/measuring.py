@@ -75,7 +75,7 @@ class Tally:
     @property
     def chunk(self) -> int:
         size = sum(prod(self.program.wires[wire]) for wire in self.wires)
-        return max(1, min(1024, CHUNK_BYTES // (4 * self.batch * size)))
+        return max(1, min(1024, CHUNK_BYTES // (4 * self.batch * max(1, size))))
 
     def add(self, first: int, wires: Mapping[str, Real]) -> None:
         """One chunk that begins at step `first`."""
