@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "clones.inc"
+#include "denormal.inc"
 #include "gen1.h"
 #include "huge.inc"
 #include "stream.inc"
@@ -23,23 +24,6 @@
 
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
 enum { SURROGATE_ZERO, SURROGATE_ATAN, SURROGATE_FAST_SIGMOID, SURROGATE_SIGMOID, SURROGATE_STRAIGHT, SURROGATE_TRIANGULAR, SURROGATE_SIGN };
-
-/* Denormal numbers are much slower than others on some machines: inside a kernel they count as zero, but for the membranes of the float neuron,
-   which are torch's to the last bit (gen1_denormal.inc). */
-#if defined(__x86_64__)
-INLINE unsigned denormals(unsigned set) {
-    unsigned before = __builtin_ia32_stmxcsr();
-    __builtin_ia32_ldmxcsr((before & ~0x8040u) | set);
-    return before;
-}
-INLINE unsigned flush_denormals(void) { return denormals(0x8040u); }
-INLINE unsigned keep_denormals(void) { return denormals(0); }
-INLINE void restore_denormals(unsigned before) { __builtin_ia32_ldmxcsr(before); }
-#else
-INLINE unsigned flush_denormals(void) { return 0; }
-INLINE unsigned keep_denormals(void) { return 0; }
-INLINE void restore_denormals(unsigned before) { (void)before; }
-#endif
 
 /* Lanes in the chunk that begins at lane `at` of a block of n. */
 INLINE int64_t chunk(int64_t at, int64_t n) { return n - at < CHUNK ? n - at : CHUNK; }
