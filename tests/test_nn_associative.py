@@ -274,8 +274,9 @@ def test_only_what_asks_for_a_gradient_gets_one(method: str) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("use_q", [False, True])
-def test_bits_do_not_depend_on_the_number_of_threads(batch: int, delta: bool, use_q: bool) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(batch: int, delta: bool, use_q: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch element is run by one thread or by several, which share its rows and its steps."""
+    monkeypatch.setattr(memory_native, "PARALLEL_FROM", 0)
     torch.manual_seed(4)
     d, n, before, runs = 21, 18, torch.get_num_threads(), []
     packed, q = torch.randn(130, batch, d + 2 * n + delta), (torch.randn(130, batch, d * n),) if use_q else ()

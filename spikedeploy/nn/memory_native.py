@@ -23,6 +23,9 @@ STATE, SPIKES, READ = 0, 1, 2  # what the kernel puts out: S, spikes, or what is
 Arrays = Mapping[str, Tensor | None]
 Settings = dict[str, Any]
 
+PARALLEL_FROM = 1 << 16
+"""Cells over time; below, threads cost more than they save."""
+
 QUERIES: dict[int, type[Query]] = {0: NoQuery, 1: Given, 3: Projected}
 """How the query comes, by the number of its tensors."""
 
@@ -82,7 +85,8 @@ class _Job:
         self.job = self.ffi.new("sd_memory *", settings)
         self.steps = self.job.steps = len(result)
         self.job.batch, self.job.d, self.job.n = state.shape
-        self.job.threads, self.job.thresholds = torch.get_num_threads(), limit.numel()
+        small = self.steps * state.numel() < PARALLEL_FROM
+        self.job.threads, self.job.thresholds = 1 if small else torch.get_num_threads(), limit.numel()
         suffix = "f64" if result.dtype == torch.float64 else "f32"
         self.call = getattr(self.lib, f"sd_memory_{direction}_{suffix}")
         for name, array in {"threshold": limit, **fixed}.items():
