@@ -19,15 +19,12 @@ class Padded:
     shape: Shape
     order: Array | None = None
 
-    @property
-    def _places(self) -> Array | slice:
-        return slice(0, prod(self.shape)) if self.order is None else self.order
-
     def read(self) -> Real:
-        return np.array(self.memory[:, self._places]).reshape(len(self.memory), *self.shape)
+        flat = self.memory[:, : prod(self.shape)].copy() if self.order is None else self.memory.take(self.order, axis=1)
+        return flat.reshape(len(self.memory), *self.shape)
 
     def write(self, value: Real) -> None:
-        self.memory[:, self._places] = value.reshape(len(self.memory), -1)
+        self.memory[:, slice(0, prod(self.shape)) if self.order is None else self.order] = value.reshape(len(self.memory), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
