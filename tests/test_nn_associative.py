@@ -11,6 +11,7 @@ import snntorch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_gradients import close, gradients, sizes
 
 from spikedeploy import native
 from spikedeploy import steps as S
@@ -53,25 +54,6 @@ def loop(layer: AssociativeLeaky, x: torch.Tensor, state: torch.Tensor, spike: A
         y = p if q is None else p @ q[t].reshape(len(p), layer.d_key, layer.d_value)
         outputs.append(y.flatten(1))
     return torch.stack(outputs), state
-
-
-def gradients(run: Any, layer: AssociativeLeaky, x: torch.Tensor, start: torch.Tensor) -> dict[str, torch.Tensor]:
-    x, start = x.clone().requires_grad_(), start.clone().requires_grad_()
-    y, last = run(x, start)
-    seed = torch.Generator().manual_seed(5)
-    loss = (y * torch.randn(y.shape, generator=seed).to(y.dtype)).sum() + (
-        last * torch.randn(last.shape, generator=seed).to(last.dtype)
-    ).sum()
-    found = torch.autograd.grad(loss, [x, start, *layer.parameters()], allow_unused=True)
-    names = ["x", "start", *(name for name, _ in layer.named_parameters())]
-    values = {"y": y.detach(), "last": last.detach()}
-    return values | {name: value for name, value in zip(names, found, strict=True) if value is not None}
-
-
-def close(found: torch.Tensor, expected: torch.Tensor, bound: float, what: str = "") -> None:
-    scale = max(float(expected.abs().max()), 1e-6)
-    worst = float((found.double() - expected.double()).abs().max()) / scale
-    assert worst <= bound, f"{what}: {worst:.2e} of the largest value, {bound:.0e} allowed"
 
 
 def make(d: int, n: int, m: int, **options: Any) -> AssociativeLeaky:
@@ -125,8 +107,9 @@ def test_outputs_and_gradients_are_those_of_the_float64_loop(
     with torch.no_grad():
         fired = [one.memory(inputs, start).flatten(-2) > one.threshold for one, inputs in ((wide, x.double()), (layer, x))]
     if torch.equal(*fired):  # no spike within float32 rounding of its threshold
+        terms = sizes(loop, exact, x.double(), start, Surrogate())
         for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
-            close(value, expected[name], 3e-5 if name == "graded_spikes_factor" else 1e-5, name)
+            close(value, expected[name], 1e-5, name, terms.get(name))
 
 
 def long_reference(layer: AssociativeLeaky, x: torch.Tensor) -> torch.Tensor:
@@ -162,8 +145,9 @@ def test_long_gradients_are_those_of_the_float64_loop(method: str) -> None:
     linear = {"spike_grad": lambda u: u}
     layer.spike_grad = linear["spike_grad"]
     expected = gradients(lambda x, s: loop(exact, x, s, linear["spike_grad"]), exact, x.double(), start)
+    terms = sizes(loop, exact, x.double(), start, linear["spike_grad"])
     for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
-        close(value, expected[name], 1e-5, name)
+        close(value, expected[name], 1e-5, name, terms.get(name))
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native core")
