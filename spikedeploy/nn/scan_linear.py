@@ -19,8 +19,8 @@ WIDTH, SHORT, NARROW = 16384, 8, 256
 """Of the prefix route: lanes times chunks, enough for few operations, not too many for the cache; the shortest chunk; the lanes below which
 a row of chunks is in pieces too short to work on where it lies."""
 
-BLOCK, LENGTH, ROW = 1 << 19, 16, 1024
-"""Where lanes are few: elements of a block of time, still in the cache as float64; steps of a chunk; elements that one operation should
+BLOCK, LENGTH, ROW = 1 << 20, 16, 1024
+"""Where lanes are few: elements of a block of time, which bound what is held in float64; steps of a chunk; elements one operation should
 find side by side. Measured, as the above."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
