@@ -139,6 +139,16 @@ SD_INLINE void panel_by_mode(const sd_event_op *op, const int nv, int64_t column
     else panel(op, nv, op->mode, 1, column, number, steps, batch, given);
 }
 
+/* A function for each width: in one function they take the compiler minutes. */
+#define PANEL(NV)                                                                                                                                   \
+    SD_CLONES static void panel_##NV(const sd_event_op *op, int64_t column, int64_t number, int64_t steps, int64_t batch, const v16 *given) {      \
+        panel_by_mode(op, NV, column, number, steps, batch, given);                                                                                 \
+    }
+PANEL(8)
+PANEL(4)
+PANEL(2)
+PANEL(1)
+
 SD_INLINE int panel_width(int64_t left) { return left >= 128 ? 8 : left >= 64 ? 4 : left >= 32 ? 2 : 1; }
 
 /* Whether this panel is the first of eight that lie together and is to be summed with them: in a single step with events whose values are all one. */
@@ -160,10 +170,10 @@ SD_CLONES void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batc
         }
         const v16 *sum = given > 0 ? acc + WIDE * (WIDE - given--) : NULL;
         if (number >= first) switch (nv) {
-            case 8: panel_by_mode(op, 8, column, number, steps, batch, sum); break;
-            case 4: panel_by_mode(op, 4, column, number, steps, batch, NULL); break;
-            case 2: panel_by_mode(op, 2, column, number, steps, batch, NULL); break;
-            default: panel_by_mode(op, 1, column, number, steps, batch, NULL);
+            case 8: panel_8(op, column, number, steps, batch, sum); break;
+            case 4: panel_4(op, column, number, steps, batch, NULL); break;
+            case 2: panel_2(op, column, number, steps, batch, NULL); break;
+            default: panel_1(op, column, number, steps, batch, NULL);
         }
         column += 16 * nv;
     }
