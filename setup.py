@@ -25,9 +25,9 @@ class OptionalNative(build_ext):
             warnings.warn(f"the native core was not built ({error}); spikedeploy will use its slower forms", stacklevel=1)
 
     def build_extension(self, ext: object) -> None:
-        self.compiler.compile = partial(side_by_side, self.compiler.compile)  # type: ignore[method-assign]
+        self.compiler.compile = partial(side_by_side, self.compiler.compile)
         try:
-            super().build_extension(ext)  # type: ignore[arg-type]
+            super().build_extension(ext)
         except Exception as error:
             warnings.warn(f"the native core was not built ({error}); spikedeploy will use its slower forms", stacklevel=1)
 

@@ -118,7 +118,7 @@ def emptied(data: bytes, x: np.ndarray) -> Side:
     """What the runner itself does: checks, the input in, the output out. Measured alone, because as a difference of two runs of a large
     cell it drowns in their noise."""
     runner = OnnxRunner(data)
-    runner._bindings = (Nothing(), Nothing())  # type: ignore[assignment]
+    runner._bindings = (Nothing(), Nothing())
     return lambda: runner.step(x)
 
 
@@ -171,7 +171,7 @@ def numpy_step(program: Program, x: np.ndarray) -> Side:
 
 def torch_sides(program: Program, x: np.ndarray) -> dict[str, Side]:
     """The same layer in torch, eager and compiled; the compiled one is left out where there is no compiler."""
-    w = {s.name[4:]: (torch.from_numpy(s.weight.copy()), torch.from_numpy(s.bias.copy())) for s in program.steps if isinstance(s, S.Affine)}  # type: ignore[union-attr]
+    w = {s.name[4:]: (torch.from_numpy(s.weight.copy()), torch.from_numpy(s.bias.copy())) for s in program.steps if isinstance(s, S.Affine)}
     (d, n), linear, given = program.wires["mem.S"], torch.nn.functional.linear, torch.from_numpy(x)
 
     def cell(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,7 +30,7 @@ def seconds(layer: S4D, x: torch.Tensor) -> float:
 def apart(form: str, dtype: torch.dtype, steps: int = 16384) -> float:
     """Recurrence against parallel form."""
     torch.manual_seed(0)
-    layer, x = S4D(16, 64, form=form).to(dtype), torch.randn(steps, 1, 16, dtype=dtype)  # type: ignore[arg-type]
+    layer, x = S4D(16, 64, form=form).to(dtype), torch.randn(steps, 1, 16, dtype=dtype)
     with torch.no_grad():
         stepped = layer.rollout(x)
         return float((layer(x) - stepped).abs().max() / stepped.abs().max())

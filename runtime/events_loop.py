@@ -24,8 +24,11 @@ def function_of(program: Program, step: Step, quantised: Mapping[str, Quantised]
     weights = quantised.get(step.name)
     if weights is None:
         return partial(STEP[type(step)], step)
-    amplitude, apply = uniform_amplitude(program, step.inputs[0]), integer_affine if isinstance(step, S.Affine) else integer_conv2d
-    return lambda x, state: apply(step, x, weights, amplitude)  # type: ignore[arg-type]
+    amplitude = uniform_amplitude(program, step.inputs[0])
+    if isinstance(step, S.Affine):
+        return lambda x, state: integer_affine(step, x, weights, amplitude)
+    assert isinstance(step, S.Conv2d)  # nothing else has integer weights
+    return lambda x, state: integer_conv2d(step, x, weights, amplitude)
 
 
 class Loop:

@@ -309,7 +309,7 @@ class Tape:
     def finite(self, x: Real) -> Callable[[], int]:
         """A check of `x`, as a call without arguments."""
         check = partial(self.machine.lib.sd_event_finite, self.machine.pointer("float", x), x.size)
-        check.array = x  # type: ignore[attr-defined]
+        check.array = x  # type: ignore[attr-defined]  # what the pointer points to lives as long as the call
         return check
 
     def single(self) -> Callable[[], object]:

@@ -114,8 +114,8 @@ def _neurons(context: Context, group: Group, order: Array | None = None, width: 
     arrays: dict[str, Array] = {}
     slots: dict[tuple[str, str], Slot] = {}
     keeper = lif or integrator
-    if keeper is not None:
-        arrays["decay"] = padded(keeper.decay, shape, 0.0, **layout)  # type: ignore[attr-defined]
+    if isinstance(keeper, S.LIF | S.Integrator):
+        arrays["decay"] = padded(keeper.decay, shape, 0.0, **layout)
         arrays["state"] = aligned((context.batch, len(arrays["decay"])), np.float32)
         slots[(keeper.name, "u")] = Padded(arrays["state"], shape, order)
     if isinstance(lif, S.LIF):

@@ -82,6 +82,9 @@ OPEN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]
 }
 """Per suffix: what kind of file it is, and how it is opened."""
 
+TAKES: Mapping[str, tuple[str, ...]] = {"model": ("model",), "nir": ("dt", "discretisation"), "onnx": ()}
+"""Per kind of file: the options that say how to open it."""
+
 
 def kind_of(path: str | os.PathLike[str], *kinds: str) -> str:
     """The kind of file by its suffix. Raises `BadInput` on another, or one that is not among `kinds`."""
@@ -92,9 +95,24 @@ def kind_of(path: str | os.PathLike[str], *kinds: str) -> str:
     return found
 
 
+def taken(path: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of several files, those for this one."""
+    return {name: options[name] for name in TAKES[kind_of(path)] if name in options}
+
+
+def _refuse_idle(path: object, options: Mapping[str, Any], used: tuple[str, ...]) -> None:
+    """An option without an effect would let its user believe that it had one."""
+    for name, value in options.items():
+        if value is not None and name not in used:
+            found = f"it has no meaning for {path}"
+            raise BadInput(message(f"option {name}", found, "an option for such a file is needed", "Leave it out."))
+
+
 def open_artifact(path: str | os.PathLike[str], *kinds: str, **options: Any) -> Opened:
-    """Open a file by its suffix. Raises `BadInput` or `ModelRefused` with a clear message on whatever is wrong with it."""
+    """Open a file by its suffix. Raises `BadInput` or `ModelRefused` with a clear message on whatever is wrong with it, and for an option
+    that has no effect on it."""
     kind = kind_of(path, *kinds)
+    _refuse_idle(path, options, TAKES[kind])
     digest = digest_of(path)
     return Opened(Path(path), kind, digest, **OPEN[Path(path).suffix.lower()][1](Path(path), options))
 
@@ -102,9 +120,10 @@ def open_artifact(path: str | os.PathLike[str], *kinds: str, **options: Any) -> 
 def program_of(opened: Opened, x: Any = None, **options: Any) -> Program:
     """The iterative form of what was opened; a model is converted, with `x` as the example where it was saved without one.
 
-    Raises `BadInput` for an ONNX cell, which only a runner can run.
+    Raises `BadInput` for an ONNX cell, which only a runner can run, and for options where there is nothing to convert.
     """
     if opened.program is not None:
+        _refuse_idle(opened.path, options, ())
         return opened.program
     if opened.model is None:
         raise BadInput(

@@ -180,9 +180,9 @@ class Traced(nn.Module):
 
     def _parent(self, path: str) -> tuple[nn.Module, str]:
         *outer, name = path.split(".")
-        here: nn.Module = self
+        here: Any = self
         for part in outer:
-            here = here._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            here = here._modules.setdefault(part, nn.Module())
         return here, name
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:

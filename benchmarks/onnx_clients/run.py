@@ -65,7 +65,7 @@ def in_process(folder: Path, session: Callable[[bytes], object], version: str) -
     states = {s["past"]: np.zeros(s["dims"], np.float32) for s in job["states"]}
     series = []
     for value in x:
-        found = dict(zip(names, runtime.run(names, {"input": value, **states}), strict=True))  # type: ignore[attr-defined]
+        found = dict(zip(names, runtime.run(names, {"input": value, **states}), strict=True))
         states = {s["past"]: found[s["present"]] for s in job["states"]}
         series.append(found)
     for index, name in enumerate(names):

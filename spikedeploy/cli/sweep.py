@@ -79,7 +79,7 @@ def _labels(path: str) -> Any:
         name = next((name for name in ("labels", "y") if name in loaded.files), None)
         try:
             return None if name is None else np.asarray(loaded[name])
-        except (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error):
+        except (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error):  # whatever a damaged archive can fail with
             raise BadInput(message(f"{path}", f"'{name}' is unreadable", "an array of class numbers is needed")) from None
 
 

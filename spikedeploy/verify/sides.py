@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spikedeploy.artifact import Opened, open_artifact
+from spikedeploy.artifact import Opened, open_artifact, taken
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import Program
 from spikedeploy.verify.certificate import Finding
@@ -60,7 +60,7 @@ def sides_of(model: Any, x: Real | None, options: dict[str, Any], made_from: str
     if isinstance(model, Program):
         return Sides(model, model)
     if isinstance(model, (str, os.PathLike)):
-        opened = open_artifact(model, "model", "nir", model=options.get("model"), **reading(options))
+        opened = open_artifact(model, "model", "nir", **taken(model, options))
         if opened.program is not None:
             return Sides(opened.program, opened.program)
         model = opened.model
@@ -112,15 +112,10 @@ FIRST: Mapping[str, Callable[[int], Any]] = {"in_features": _signal, "in_dim": _
 """What a layer calls its input's width, and an example of that width `(T, B, ...)`. A convolution does not know its image."""
 
 
-def reading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say how to take a NIR file's time steps."""
-    return {key: options[key] for key in ("dt", "discretisation") if key in options}
-
-
 def opened_artifact(artifact: Any, options: Mapping[str, Any]) -> tuple[Any, str | None]:
     """The artifact, opened if it is a path; and the digest of the program that it says it was made from."""
     if isinstance(artifact, (str, os.PathLike)):
-        artifact = open_artifact(artifact, "nir", "onnx", **reading(options))
+        artifact = open_artifact(artifact, "nir", "onnx", **taken(artifact, options))
     runner = artifact.runner if isinstance(artifact, Opened) else artifact
     program = artifact.program if isinstance(artifact, Opened) else artifact
     if isinstance(program, Program):
