@@ -18,6 +18,7 @@ from spikedeploy.program import Program
 class Opened:
     """A file, opened.
 
+    options   how the caller wants it taken
     program   its iterative form as read (.nir); a model has one by `program_of`
     model     the parallel torch model (.pt)
     runner    the ONNX Runtime cell (.onnx)
@@ -26,6 +27,7 @@ class Opened:
     path: Path
     kind: str
     sha256: str
+    options: Mapping[str, Any]
     program: Program | None = None
     model: Any = None
     runner: Any = None
@@ -82,8 +84,16 @@ OPEN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]
 }
 """Per suffix: what kind of file it is, and how it is opened."""
 
-TAKES: Mapping[str, tuple[str, ...]] = {"model": ("model",), "nir": ("dt", "discretisation"), "onnx": ()}
-"""Per kind of file: the options that say how to open it."""
+MEANING = ("semantics", "truncation")
+"""What a conversion can be told."""
+TOPK = ("topk_k", "topk_v")
+"""What a program can be made sparse by."""
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "model": ("model", *MEANING, *TOPK),
+    "nir": ("dt", "discretisation", *TOPK),
+    "onnx": (),
+}
+"""Per kind of file: the options that have a meaning for it. A cell is what it was when it was written."""
 
 
 def kind_of(path: str | os.PathLike[str], *kinds: str) -> str:
@@ -95,41 +105,63 @@ def kind_of(path: str | os.PathLike[str], *kinds: str) -> str:
     return found
 
 
+def understood(thing: Any) -> tuple[str, ...]:
+    """The options that have a meaning for a path, a program or a torch model; none for anything else."""
+    if isinstance(thing, str | os.PathLike):
+        return TAKES[kind_of(thing)]
+    if isinstance(thing, Program):
+        return TOPK
+    return (*MEANING, *TOPK) if hasattr(thing, "named_modules") else ()
+
+
 def taken(path: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Of the options of several files, those for this one."""
     return {name: options[name] for name in TAKES[kind_of(path)] if name in options}
 
 
-def _refuse_idle(path: object, options: Mapping[str, Any], used: tuple[str, ...]) -> None:
-    """An option without an effect would let its user believe that it had one."""
+def refuse_idle(options: Mapping[str, Any], *things: Any) -> None:
+    """Raises `BadInput` for an option that has a meaning for none of `things`: its user would believe that it had an effect."""
+    known = {name for thing in things for name in understood(thing)}
     for name, value in options.items():
-        if value is not None and name not in used:
-            found = f"it has no meaning for {path}"
-            raise BadInput(message(f"option {name}", found, "an option for such a file is needed", "Leave it out."))
+        if value is not None and name not in known:
+            found = f"it has no meaning for {' and '.join(map(_called, things))}"
+            raise BadInput(message(f"option {name.replace('_', '-')}", found, "an option for such a file is needed", "Leave it out."))
+
+
+def _called(thing: Any) -> str:
+    return str(thing) if isinstance(thing, str | os.PathLike) else f"a {type(thing).__name__}"
 
 
 def open_artifact(path: str | os.PathLike[str], *kinds: str, **options: Any) -> Opened:
-    """Open a file by its suffix. Raises `BadInput` or `ModelRefused` with a clear message on whatever is wrong with it, and for an option
-    that has no effect on it."""
-    kind = kind_of(path, *kinds)
-    _refuse_idle(path, options, TAKES[kind])
-    digest = digest_of(path)
-    return Opened(Path(path), kind, digest, **OPEN[Path(path).suffix.lower()][1](Path(path), options))
+    """Open a file by its suffix; of the options (`TAKES`), those that are None count as not given.
 
-
-def program_of(opened: Opened, x: Any = None, **options: Any) -> Program:
-    """The iterative form of what was opened; a model is converted, with `x` as the example where it was saved without one.
-
-    Raises `BadInput` for an ONNX cell, which only a runner can run, and for options where there is nothing to convert.
+    Raises `BadInput` or `ModelRefused` with a clear message on whatever is wrong with it, and for an option that has no effect on it.
     """
-    if opened.program is not None:
-        _refuse_idle(opened.path, options, ())
-        return opened.program
-    if opened.model is None:
+    kind = kind_of(path, *kinds)
+    refuse_idle(options, path)
+    given = {name: value for name, value in options.items() if value is not None}
+    digest = digest_of(path)
+    return Opened(Path(path), kind, digest, given, **OPEN[Path(path).suffix.lower()][1](Path(path), given))
+
+
+def program_of(opened: Opened, x: Any = None) -> Program:
+    """The iterative form of what was opened, by the options that it was opened with; a model is converted, with `x` as the example where
+    it was saved without one.
+
+    Raises `BadInput` for an ONNX cell, which only a runner can run; `ModelRefused` for a model that cannot be converted.
+    """
+    from spikedeploy.topk import kept
+
+    if opened.runner is not None:
         raise BadInput(
             message(f"{opened.path}", "it is an ONNX cell", "a .pt or .nir file is needed here", "ONNX cells run in ONNX Runtime.")
         )
+    whole = _converted(opened, x) if opened.program is None else opened.program
+    return kept(whole, **{name: opened.options[name] for name in TOPK if name in opened.options})
+
+
+def _converted(opened: Opened, x: Any) -> Program:
     from spikedeploy.conversion import convert
     from spikedeploy.verify.sides import example_of
 
-    return convert(opened.model, example_of(opened.model, x), **options)
+    return convert(opened.model, example_of(opened.model, x), **{name: opened.options[name] for name in MEANING if name in opened.options})

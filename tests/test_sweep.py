@@ -75,7 +75,9 @@ def test_all_of_them_is_the_full_program(kind: type[AssociativeLeaky] | type[Del
 
 def test_a_layer_trained_with_topk_keeps_its_own() -> None:
     own = trained(AssociativeLeaky, topk_k=2)
-    assert with_topk(own, k=3).digest == own.digest
+    assert with_topk(own, k=2).digest == with_topk(own).digest == with_topk(own, k=4).digest == own.digest
+    with pytest.raises(BadInput, match=r"--topk-k of '0\.S': 3 is 3 of 4; the layer was trained to keep 2"):
+        with_topk(own, k=3)
     narrower, expected = with_topk(own, k=1), trained(AssociativeLeaky, topk_k=1)
     for name, value in reference.run(expected, X.numpy()).outputs.items():
         assert np.array_equal(reference.run(narrower, X.numpy()).outputs[name], value)
@@ -289,7 +291,7 @@ def test_a_report_of_a_sparse_model_is_a_point_of_the_sweep(files: Path, capsys:
     assert cli.outcome([*map(str, report), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [found["total"][name] for name in ("acs", "macs", "spikes")] == [point[name] for name in ("acs", "macs", "spikes")]
-    assert found["topk"] == {"k": 0.5, "v": 1} and found["equivalence"] is None
+    assert found["topk"] == {"k": 0.5, "v": 1} and found["equivalence"]["certificate"]["verdict"] == "equivalent"
     for more, code, said in ((("--topk-k", "0.5,1"), 2, "--topk-k: '0.5,1'"), (("--topk-v", "4"), 2, "a count from 1 to 3")):
         assert cli.outcome([*map(str, report[:4]), *more]) == code
         assert said in capsys.readouterr().err

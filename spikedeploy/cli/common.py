@@ -41,6 +41,21 @@ conversion = options(
         help="Of kernel_truncation_steps: exactly by a delay line (default), or dropped.",
     ),
 )
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
+    if value is None:
+        return None
+    from spikedeploy.topk import parse_one
+
+    return parse_one(value, parameter.opts[0])
+
+
+topk = options(
+    click.option("--topk-k", metavar="NUMBER", callback=_keep, help="Gen2, Gen3: keys kept, as a fraction (0.5) or a count (8)."),
+    click.option("--topk-v", metavar="NUMBER", callback=_keep, help="Gen2, Gen3: values kept, likewise."),
+)
+"""Makes matrix memories sparse: `--topk-k`, `--topk-v`."""
 reading = options(
     click.option("--dt", type=float, help="Time step to read a .nir file with, if it is not its own."),
     click.option(
@@ -51,11 +66,12 @@ reading = options(
 )
 """How to take a .nir file that says nothing of its time steps."""
 randomness = options(
-    click.option("--steps", type=int, default=64, show_default=True, help="Time steps of the random input."),
-    click.option("--batch", type=int, default=8, show_default=True, help="Batch size of the random input."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random input."),
-    click.option("--rate", type=float, default=0.25, show_default=True, help="Spike probability in the random input's binary samples."),
+    click.option("--steps", type=int, help="Time steps of the random input.  [default: 64]"),
+    click.option("--batch", type=int, help="Batch size of the random input.  [default: 8]"),
+    click.option("--seed", type=int, help="Seed of the random input.  [default: 0]"),
+    click.option("--rate", type=float, help="Spike probability in the random input's binary samples.  [default: 0.25]"),
 )
+"""No defaults of their own: what was not asked for must not be refused beside real data."""
 
 
 def chosen(**values: Any) -> dict[str, Any]:

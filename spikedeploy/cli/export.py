@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, check_target, chosen, conversion, show, single_thread, working
+from spikedeploy.cli.common import as_json, check_target, chosen, conversion, show, single_thread, topk, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ TARGETS: Mapping[str, Target] = {
 @click.option("--spikes", is_flag=True, default=None, help="ONNX: every layer's spikes as outputs too.")
 @click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) to verify on; random input by default.")
 @conversion
+@topk
 @as_json
 def command(model_file: str, target: str, output: str | None, input_file: str | None, as_json: bool, **given: Any) -> None:
     """Convert MODEL, write it, read it back, and verify it; only then the file appears under its name.
@@ -94,12 +95,13 @@ def _export(
     with working("loading") as progress, tempfile.TemporaryDirectory(prefix="spikedeploy-") as folder:
         check_target(path)
         x = load_input(input_file) if input_file else None
-        opened = open_artifact(model_file, "model", model=meaning.pop("model", None))
+        opened = open_artifact(model_file, "model", **meaning)
         progress("converting")
-        program = program_of(opened, x, **meaning)
+        program = program_of(opened, x)
         progress("writing")
         files = row.write(program, Path(folder) / path.name, format_options)
-        certificate = verify(opened.model, files[0], x, steps=32, batch=4, options=meaning, input_source=input_file, progress=progress)
+        options = {name: value for name, value in meaning.items() if name != "model"}  # the module is made
+        certificate = verify(opened.model, files[0], x, steps=32, batch=4, options=options, input_source=input_file, progress=progress)
         if _meant_to_be_equal(format_options):
             require(certificate)
         written = [write_bytes(path.with_name(file.name), file.read_bytes()) for file in files]

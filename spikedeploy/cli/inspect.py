@@ -8,22 +8,23 @@ from typing import Any
 import click
 import numpy as np
 
-from spikedeploy.cli.common import as_json, model_option, reading, show, working
+from spikedeploy.cli.common import as_json, conversion, reading, show, topk, working
 
 
 @click.command(epilog="Example: spikedeploy inspect model.nir", short_help="Show what is in a .pt, .nir or .onnx file.")
 @click.argument("file")
 @click.option("--input", "input_file", metavar="FILE", help="Data (T, B, ...) that tells the shapes of a model saved without an example.")
+@conversion
+@topk
 @reading
-@model_option
 @as_json
-def command(file: str, input_file: str | None, model: str | None, as_json: bool, **how: Any) -> None:
+def command(file: str, input_file: str | None, as_json: bool, **how: Any) -> None:
     """Show layers, shapes, states, decays, thresholds, parameters and the program's digest of FILE (.pt, .nir or .onnx)."""
     from spikedeploy.artifact import open_artifact, program_of
     from spikedeploy.verify.inputs import load_input
 
     with working("reading"):
-        opened = open_artifact(file, "model", "nir", "onnx", model=model, **how)
+        opened = open_artifact(file, "model", "nir", "onnx", **how)
         head = {"file": file, "kind": opened.kind, "sha256": opened.sha256}
         if opened.kind == "onnx":
             facts = head | _cell(file)

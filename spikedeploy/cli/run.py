@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from spikedeploy.cli.common import as_json, model_option, reading, show, working
+from spikedeploy.cli.common import as_json, conversion, reading, show, topk, working
 
 
 @click.command(epilog="Example: spikedeploy run model.nir --input x.npy -o spikes.npz", short_help="Run a file on input, step by step.")
@@ -18,10 +18,11 @@ from spikedeploy.cli.common import as_json, model_option, reading, show, working
 @click.option("--input", "input_file", required=True, metavar="FILE", help="Input (T, B, ...) as .npy or .npz.")
 @click.option("-o", "--output", metavar="FILE", help="Where the outputs and spikes go, as .npz.")
 @click.option("--engine", type=click.Choice(["reference", "events", "onnxruntime"]), help="Default: reference; ONNX Runtime for .onnx.")
+@conversion
+@topk
 @reading
-@model_option
 @as_json
-def command(file: str, input_file: str, output: str | None, engine: str | None, model: str | None, as_json: bool, **how: Any) -> None:
+def command(file: str, input_file: str, output: str | None, engine: str | None, as_json: bool, **how: Any) -> None:
     """Run FILE (.pt, .nir or .onnx) on input and say how much each layer fired.
 
     The .npz holds `output.NAME` for every output of the model and `spikes.LAYER` for every spiking layer.
@@ -34,7 +35,7 @@ def command(file: str, input_file: str, output: str | None, engine: str | None, 
     if output is not None and Path(output).suffix != ".npz":
         raise BadInput(message(f"output {output}", "its name does not end in .npz", "an .npz holds the outputs and the spikes"))
     with working("reading"):
-        opened = open_artifact(file, "model", "nir", "onnx", model=model, **how)
+        opened = open_artifact(file, "model", "nir", "onnx", **how)
     kind = engine or ("onnxruntime" if opened.kind == "onnx" else "reference")
     with working(f"running ({kind})"):
         shown, result = ENGINES[kind](opened, load_input(input_file), input_file)

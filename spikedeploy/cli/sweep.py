@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, show, single_thread, working
+from spikedeploy.cli.common import as_json, conversion, show, single_thread, working
 from spikedeploy.errors import BadInput, message
 
 
@@ -36,16 +36,16 @@ def command(
     """
     from spikedeploy.artifact import open_artifact, program_of
     from spikedeploy.sweep.grid import sweep
-    from spikedeploy.sweep.sparse import parse_keep
+    from spikedeploy.topk import parse_keep
     from spikedeploy.verify.inputs import fitted, load_input
 
     single_thread()
     _check(figure, jobs)
-    topk_k, topk_v, options = parse_keep(for_k, "--topk-k"), parse_keep(for_v, "--topk-v"), chosen(**given)
+    topk_k, topk_v = parse_keep(for_k, "--topk-k"), parse_keep(for_v, "--topk-v")
     with working("reading") as progress:
-        opened = open_artifact(model_file, "model", **chosen(model=options.pop("model", None)))
+        opened = open_artifact(model_file, "model", **given)
         x = load_input(data_file)
-        program = program_of(opened, x, **options)
+        program = program_of(opened, x)
         data, labels = fitted(program, x, data_file), _labels(data_file)
         result = sweep(program, data, labels, topk_k=topk_k, topk_v=topk_v, jobs=jobs, progress=progress)
     written = _draw(figure, result, Path(model_file).name)

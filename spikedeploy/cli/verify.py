@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, randomness, reading, show_rich, single_thread, working
+from spikedeploy.cli.common import as_json, chosen, conversion, randomness, reading, show_rich, single_thread, topk, working
 
 
 @click.command(
@@ -18,6 +18,7 @@ from spikedeploy.cli.common import as_json, chosen, conversion, randomness, read
 @click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) as .npy or .npz; random input by default.")
 @randomness
 @conversion
+@topk
 @reading
 @as_json
 def command(model_file: str, artifact: str | None, input_file: str | None, as_json: bool, **given: Any) -> int:
@@ -25,13 +26,18 @@ def command(model_file: str, artifact: str | None, input_file: str | None, as_js
 
     The parallel torch model, the reference in float32 and the artifact are each run layer by layer on the float64 reference's
     spikes, and on their own. A spike may differ only where the membrane is within the rounding bound of the threshold.
+    With --semantics, --truncation or top-k the reference and the artifact are held to the model so changed, the parallel model to what
+    was trained, and it is said by how much they differ.
     Exit code 0: equivalent; 1: not (or not to be decided on this input).
     """
+    from spikedeploy.errors import BadInput, message
     from spikedeploy.verify import verify
     from spikedeploy.verify.inputs import load_input
 
     single_thread()
-    numbers = {key: given.pop(key) for key in ("steps", "batch", "seed", "rate")}
+    numbers = chosen(**{key: given.pop(key) for key in ("steps", "batch", "seed", "rate")})
+    if input_file and numbers:
+        raise BadInput(message(f"option --{next(iter(numbers))}", "it is for random input", "--input gives the data", "Leave one out."))
     with working("reading") as progress:
         x = load_input(input_file) if input_file else None
         certificate = verify(

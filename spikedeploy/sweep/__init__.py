@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from spikedeploy.sweep.grid import Sweep as Sweep
     from spikedeploy.sweep.grid import sweep as sweep
     from spikedeploy.sweep.point import Point as Point
-    from spikedeploy.sweep.sparse import with_topk as with_topk
+    from spikedeploy.topk import with_topk as with_topk
 
-_LAZY = {"Sweep": "grid", "sweep": "grid", "Point": "point", "with_topk": "sparse"}
+_LAZY = {"Sweep": "sweep.grid", "sweep": "sweep.grid", "Point": "sweep.point", "with_topk": "topk"}
 
 __all__ = ["Point", "Sweep", "sweep", "with_topk"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"spikedeploy.sweep.{_LAZY[name]}"), name)
+        return getattr(import_module(f"spikedeploy.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'spikedeploy.sweep' has no attribute '{name}'")

@@ -16,7 +16,7 @@ from spikedeploy.plain import dump_program
 from spikedeploy.program import Program
 from spikedeploy.runtime.reference import check_input
 from spikedeploy.sweep.point import Point, Trace, evaluate, trace
-from spikedeploy.sweep.sparse import Keep, memories_of, with_topk
+from spikedeploy.topk import Keep, memories_of, with_topk
 
 Answers = npt.NDArray[np.int64]
 

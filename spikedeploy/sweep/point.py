@@ -18,7 +18,7 @@ from spikedeploy.report.measuring import CHUNK_BYTES, measure
 from spikedeploy.runtime.events import EventEngine
 from spikedeploy.runtime.events_lazy import savings
 from spikedeploy.runtime.reference import REDUCE, Real
-from spikedeploy.sweep.sparse import Keep
+from spikedeploy.topk import Keep
 
 LAZY_STEPS = 128
 """The lazy form is counted in plain Python: on the first sample, this many steps of it."""

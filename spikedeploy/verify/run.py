@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spikedeploy.artifact import refuse_idle
 from spikedeploy.errors import NotEquivalent
 from spikedeploy.program import Program
 from spikedeploy.verify import judge
@@ -42,15 +43,18 @@ def verify(
     """Hold `model` (a path, a torch module with `x`, or a Program) against `artifact` (a path, a Program, a runner, a Party, or None).
 
     x        input `(T, B, *shape)`; random (`seed`, `rate`, `steps`, `batch`) when not given
-    options  for the conversion of a torch model, as `convert` takes them (`semantics`, `truncation`, ...)
+    options  how the two are taken (`artifact.TAKES`): `semantics`, `truncation`, `topk_k`, `topk_v` of the model, `dt` of a .nir, ...
 
+    With another meaning than the trained one (`semantics`, `truncation`, top-k) the trained form is held against the program as it was
+    trained, the artifact against the program as it is deployed, and the certificate says by how much the two differ.
     Every form is run in float32, layer by layer on the float64 reference's spikes, and on its own. Criteria (A) to (D): see
     `certificate.CRITERIA`.
-    Raises `BadInput` on a file or an input that cannot be used, `ModelRefused` on a model that cannot be converted; a difference is no
-    exception but a certificate whose `passed` is False (`require` raises).
+    Raises `BadInput` on a file, an input or an option that cannot be used, `ModelRefused` on a model that cannot be converted; a
+    difference is no exception but a certificate whose `passed` is False (`require` raises).
     """
     given = None if x is None else np.asarray(x)
-    chosen = dict(options or {})
+    chosen = {name: value for name, value in (options or {}).items() if value is not None}
+    refuse_idle(chosen, *(thing for thing in (model, artifact) if thing is not None))
     artifact, made_from = opened_artifact(artifact, chosen)
     sides = sides_of(model, given, chosen, made_from)
     parties, about = artifact_parties(sides, artifact)

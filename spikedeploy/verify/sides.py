@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from spikedeploy.artifact import Opened, open_artifact, taken
+from spikedeploy.artifact import MEANING, TOPK, Opened, open_artifact, taken
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import Program
+from spikedeploy.topk import kept
 from spikedeploy.verify.certificate import Finding
 from spikedeploy.verify.parties import Party, ProgramParty, Real
 from spikedeploy.verify.probes import tie_findings
 
-DEPLOYMENT = ("semantics", "truncation")
-"""Options of the conversion that choose another meaning than the one that was trained."""
 DEPLOYMENTS: tuple[Mapping[str, Any], ...] = tuple(
     {key: value for key, value in (("semantics", semantics), ("truncation", truncation)) if value}
     for truncation in (None, "drop")
@@ -57,28 +56,31 @@ def sides_of(model: Any, x: Real | None, options: dict[str, Any], made_from: str
 
     Raises `BadInput` for a module without an input to trace it with.
     """
-    if isinstance(model, Program):
-        return Sides(model, model)
     if isinstance(model, (str, os.PathLike)):
         opened = open_artifact(model, "model", "nir", **taken(model, options))
-        if opened.program is not None:
-            return Sides(opened.program, opened.program)
-        model = opened.model
-    return _converted(model, example_of(model, x), {key: options[key] for key in DEPLOYMENT if key in options}, made_from)
+        model = opened.model if opened.program is None else opened.program
+    if isinstance(model, Program):
+        return Sides(_made_sparse(model, options), model)
+    return _converted(model, example_of(model, x), options, made_from)
 
 
-def _converted(model: Any, example: Any, chosen: Mapping[str, Any], made_from: str | None) -> Sides:
-    """Converted by the chosen options; when there are none, by those under which the model becomes what the artifact was made from."""
+def _made_sparse(program: Program, options: Mapping[str, Any]) -> Program:
+    return kept(program, **{name: options[name] for name in TOPK if name in options})
+
+
+def _converted(model: Any, example: Any, options: Mapping[str, Any], made_from: str | None) -> Sides:
+    """Converted by the chosen meaning; when none is, by that under which the model becomes what the artifact was made from. Top-k is
+    never guessed."""
     from spikedeploy.conversion import convert
 
-    trained = convert(model, example)
-    if trained.digest == made_from and not chosen:
-        return Sides(trained, trained, model)
-    for options in [chosen] if chosen or made_from is None else DEPLOYMENTS:
-        program = convert(model, example, **options)
-        if chosen or program.digest == made_from:
-            return Sides(trained if program.digest == trained.digest else program, trained, model)
-    return Sides(trained, trained, model)
+    trained, chosen = convert(model, example), {name: options[name] for name in MEANING if name in options}
+    whole = trained
+    for meaning in [chosen] if chosen else DEPLOYMENTS if made_from is not None else ():
+        other = convert(model, example, **meaning) if meaning else trained
+        if chosen or _made_sparse(other, options).digest == made_from:
+            whole = other
+            break
+    return Sides(_made_sparse(trained if whole.digest == trained.digest else whole, options), trained, model)
 
 
 def example_of(model: Any, x: Real | None) -> Any:

@@ -25,32 +25,61 @@ def memories_of(program: Program) -> list[Step]:
                 "model",
                 f"no matrix memory in it ({kinds}), so top-k has nothing to make sparse",
                 "a Gen2 or Gen3 layer (AssociativeLeaky, DeltaRuleLeaky) is needed",
-                "`spikedeploy report` counts what any other model does.",
+                "Leave top-k out.",
             )
         )
     return found
 
 
 def with_topk(program: Program, k: Keep = 1.0, v: Keep = 1.0) -> Program:
-    """The same program with `TopK` on the keys and values of every matrix memory.
+    """The same program with `TopK` on the keys and values of every matrix memory, and a note that says what is kept.
 
     k, v  how much of the keys `(n,)` and of the values `(d,)` is kept, by magnitude, ties by lowest index; 1.0 (all) inserts nothing
 
-    Keys that are brought to length 1 (Gen3) are made sparse before that, as in training. A layer that was trained with top-k keeps
-    its own: the smaller count decides. Raises `ModelRefused` without a matrix memory, `BadInput` on a count that does not fit.
+    Keys that are brought to length 1 (Gen3) are made sparse before that, as in training. Raises `ModelRefused` without a matrix memory,
+    `BadInput` on a count that does not fit, or that is more than a layer was trained to keep.
     """
     for step in memories_of(program):
-        program = _sparse(program, step.name, "v", 0, v)
-        program = _sparse(program, step.name, "k", 1, k)
+        sparse = _sparse(_sparse(program, step.name, "v", v), step.name, "k", k)
+        if sparse is not program:
+            kept = " and ".join(_kept(sparse, step.name, short) for short in PLACES)
+            program = replace(sparse, notes=(*sparse.notes, f"top-k: '{step.name}' keeps {kept}"))
     return program
 
 
-def _sparse(program: Program, memory: str, short: str, place: int, keep: Keep) -> Program:
+def kept(program: Program, topk_k: Keep | None = None, topk_v: Keep | None = None) -> Program:
+    """`with_topk` as the command line has it: the program itself where neither is given."""
+    if topk_k is None and topk_v is None:
+        return program
+    return with_topk(program, 1.0 if topk_k is None else topk_k, 1.0 if topk_v is None else topk_v)
+
+
+PLACES = {"v": 0, "k": 1}
+"""Which input of a memory is what."""
+
+
+def _kept(program: Program, memory: str, short: str) -> str:
+    reader, place = _reader(program, program.step(memory), PLACES[short])
+    wire = reader.inputs[place]
+    return f"{_count(program, wire)} of {program.wires[wire][-1]} {'keys' if short == 'k' else 'values'}"
+
+
+def _count(program: Program, wire: str) -> int:
+    """How many entries of a wire can differ from zero by a `TopK`."""
+    writer = program.writer(wire)
+    return writer.k if isinstance(writer, S.TopK) else program.wires[wire][-1]
+
+
+def _sparse(program: Program, memory: str, short: str, keep: Keep) -> Program:
     """One wire of one memory. The step goes where the lowering of a layer with top-k has it, so that the digests agree."""
-    reader, place = _reader(program, program.step(memory), place)
-    source = reader.inputs[place]
-    count, writer = count_of(keep, program.wires[source][-1], f"--topk-{short} of '{memory}'"), program.writer(source)
-    if count >= (writer.k if isinstance(writer, S.TopK) else program.wires[source][-1]):
+    reader, place = _reader(program, program.step(memory), PLACES[short])
+    source, where = reader.inputs[place], f"--topk-{short} of '{memory}'"
+    width, own = program.wires[source][-1], _count(program, source)
+    count = count_of(keep, width, where)
+    if own < count < width:
+        found, do = f"{keep} is {count} of {width}", "Give less, or 1.0 to leave the layer as it was trained."
+        raise BadInput(message(where, found, f"the layer was trained to keep {own}", do))
+    if count >= own:
         return program
     top = S.TopK(_free(program, f"{memory.removesuffix('.S')}.{short}_top"), (source,), count)
     inputs = tuple(top.name if index == place else wire for index, wire in enumerate(reader.inputs))
@@ -95,9 +124,9 @@ def parse_keep(text: str, option: str) -> tuple[Keep, ...]:
     return tuple(value for kind, value in found)
 
 
-def parse_one(text: str | None, option: str) -> Keep | None:
-    """One number of `parse_keep`; None where the option is not given. Raises `BadInput`."""
-    return None if text is None else _number(text.strip(), option)[1]
+def parse_one(text: str, option: str) -> Keep:
+    """One number of `parse_keep`. Raises `BadInput`."""
+    return _number(text.strip(), option)[1]
 
 
 def _number(part: str, option: str) -> tuple[str, Keep]:
