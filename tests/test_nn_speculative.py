@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import snntorch
 import torch
@@ -136,6 +137,48 @@ def test_it_is_the_library_s_loop_where_membranes_are_denormal(
         mem = library(x_t, mem)[1]
         membranes.append(mem)
     assert same_bits(Leaky(decay, reset_mechanism=reset, method="speculative")(x)[1], torch.stack(membranes))
+
+
+@pytest.mark.parametrize(("reset", "delay"), RESETS)
+@pytest.mark.parametrize(("dtype", "lanes"), [(torch.float32, 3), (torch.float32, 300), (torch.float64, 3)])
+def test_silence_costs_no_more_than_noise(reset: Any, delay: bool, dtype: torch.dtype, lanes: int) -> None:
+    """After the last input a state of either sign fades for thousands of steps and comes to rest beside zero. A silent chunk begins so:
+    were it not guessed, each would wait for the one before, and all steps would be run one after the other."""
+    memory, neuron, calls = speculate.memory(0.9, dtype), Neuron(reset, reset_delay=delay), []
+    steps, fading = 40 * memory, int(np.log(float(speculate.resting(torch.tensor(0.9, dtype=dtype)))) / np.log(0.9))
+    decay, threshold = torch.linspace(0.4, 0.9, lanes, dtype=dtype), torch.ones(lanes, dtype=dtype)
+    x, start = torch.zeros(steps, lanes, dtype=dtype), torch.randn(lanes).to(dtype)
+    x[:9], x[steps // 2, ::2] = torch.randn(9, lanes), -0.5
+
+    def step(*given: Tensor, out: Tensor) -> None:
+        calls.append(1)
+        scan_speculative.step(neuron, *given, out=out)
+
+    found = speculate.speculate(step, [x], start, 0.9, [decay, threshold], speculate.resting(decay))
+    assert len(calls) < fading + 6 * memory < steps
+    expected = torch.empty_like(x)
+    speculate.run(partial(scan_speculative.step, neuron), start, [x], [decay, threshold], expected)
+    assert same_bits(found, expected)
+    assert expected[-1, -1] == speculate.resting(decay)[-1].copysign(x[steps // 2, -1] if lanes % 2 else x[:9, -1].sum())
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.51, 0.75, 0.9, 0.999, 1 - 2**-10, 1.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_a_state_comes_to_rest(decay: float, dtype: torch.dtype) -> None:
+    d, smallest = torch.tensor(decay, dtype=dtype), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    rest = speculate.resting(d)
+    units = rest / smallest
+    state = (units + 40) * smallest
+    for _ in range(80_000):
+        state, before = state * d, state
+        if same_bits(state, before):
+            break
+    if decay == 0.5:
+        assert state == 0 and units == 1  # half a unit is rounded to even: no rest, and `speculate` sees it
+    elif decay < 1:
+        assert same_bits(state, rest)
+    else:
+        assert rest == 0
 
 
 def test_chunks_are_as_long_as_the_memory_of_the_neuron() -> None:

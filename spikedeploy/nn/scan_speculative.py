@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spikedeploy.nn.neuron import Neuron
 from spikedeploy.nn.once import once_differentiable
-from spikedeploy.nn.speculate import speculate
+from spikedeploy.nn.speculate import resting, speculate
 from spikedeploy.nn.surrogate import Surrogate
 
 BLOCK = 1 << 16
@@ -56,7 +56,7 @@ class Speculative(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, d: Tensor, threshold: Tensor, amplitude: Tensor, start: Tensor, neuron: Neuron
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        u = speculate(partial(step, neuron), [x], start, float(d.abs().max()), [d, threshold])
+        u = speculate(partial(step, neuron), [x], start, float(d.abs().max()), [d, threshold], resting(d))
         ctx.save_for_backward(x, u, d, threshold, amplitude, start)
         ctx.neuron = neuron
         ctx.set_materialize_grads(False)

@@ -4,8 +4,11 @@
 
 Time is cut into chunks that run side by side from guessed states. A lane whose chunk began from a wrong guess runs again, until it meets
 what the run before left: from there on the two are one. When every chunk has begun from the bits its predecessor ended with, all is as the
-loop computes it. Fast where a neuron forgets its past within a chunk; where it does not, few rounds are spent before the chunks are
-repaired in order, which is the loop.
+loop computes it. Fast where a neuron forgets its past within a chunk; where it does not, rounds are spent that cost together what the loop
+does, and then the chunks are repaired in order, which is the loop.
+
+Without input a state fades, but not to zero: at a few units of the smallest number a step rounds it to itself, and there it rests for good.
+So a silent chunk is guessed to be at rest, with the sign of what came before, and rest is written down, not computed.
 """
 
 from __future__ import annotations
@@ -23,16 +26,20 @@ Step = Callable[..., None]
 WIDTH, SHORTEST, NARROW = 32768, 32, 256
 """Lanes times chunks, enough to hide what an operation costs; the fewest steps of a chunk; below how many lanes rows are copied first."""
 
-ROUNDS, CHECK_EVERY, FEW = 4, 8, 4
-"""Rounds over all chunks at once; steps between two looks at which lanes have met; lanes are picked out when fewer than 1/FEW are left."""
+CHECK_EVERY, FEW, OVERHEAD, MANY = 8, 4, 4096, 16
+"""Steps between two looks at which lanes have met; lanes are picked out when fewer than 1/FEW are left; a step's fixed cost, in lanes;
+chunks at rest are worth a look at all inputs from 1/MANY on."""
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
-def speculate(step: Step, inputs: Sequence[Tensor], start: Tensor, decay: float, constants: Sequence[Tensor] = ()) -> Tensor:
+def speculate(
+    step: Step, inputs: Sequence[Tensor], start: Tensor, decay: float, constants: Sequence[Tensor] = (), rest: Tensor | None = None
+) -> Tensor:
     """All states `(T, lanes)` of inputs `(T, lanes)` from `start (lanes,)`; constants are one value or `(lanes,)`.
 
     decay  the largest factor per step by which a state fades: chunks are made long enough to forget the state before them
+    rest   where a positive state ends that fades without input, see `resting`; one value or `(lanes,)`
     """
     steps, lanes = inputs[0].shape
     count = max(1, min(WIDTH // lanes, steps // max(SHORTEST, memory(decay, start.dtype))))
@@ -40,10 +47,10 @@ def speculate(step: Step, inputs: Sequence[Tensor], start: Tensor, decay: float,
     result, inputs = torch.empty((steps, lanes), dtype=start.dtype, device=start.device), [x.contiguous() for x in inputs]
     last = start
     if count > 1:
-        _Chunks(step, [x[:whole] for x in inputs], constants, count).solve(start, result[:whole])
+        _Chunks(step, [x[:whole] for x in inputs], constants, count).solve(start, result[:whole], decay, rest)
         last = result[whole - 1]
-    rest = whole if count > 1 else 0
-    run(step, last, [x[rest:] for x in inputs], constants, result[rest:])
+    done = whole if count > 1 else 0
+    run(step, last, [x[done:] for x in inputs], constants, result[done:])
     return result
 
 
@@ -52,6 +59,13 @@ def memory(decay: float, dtype: torch.dtype) -> int:
     if not 0 < decay < 1:
         return 0 if decay <= 0 else sys.maxsize
     return ceil(1.25 * log(torch.finfo(dtype).eps) / log(decay))
+
+
+def resting(decay: Tensor) -> Tensor:
+    """The largest state that its decay, at least 1/2, rounds to itself: n units of the smallest number with n (1 - decay) <= 1/2."""
+    kind = torch.finfo(decay.dtype)
+    units = torch.where(decay < 1, (0.5 / (1 - decay.double())).floor(), 0.0)
+    return (units * (kind.smallest_normal * kind.eps)).to(decay.dtype)
 
 
 def run(step: Step, state: Tensor, inputs: Sequence[Tensor], constants: Sequence[Tensor], to: Tensor) -> None:
@@ -81,29 +95,55 @@ class _Chunks:
     def _gathered(self, rows: Tensor) -> Tensor:
         return rows.contiguous() if self.lanes < NARROW else rows
 
-    def solve(self, start: Tensor, to: Tensor) -> None:
+    def solve(self, start: Tensor, to: Tensor, decay: float, rest: Tensor | None) -> None:
         """Fill `to (length * count, lanes)`."""
         target = self._cut(to)
         self.result = torch.empty_like(target, memory_format=torch.contiguous_format) if self.lanes < NARROW else target
         self.guess = torch.zeros((self.count, self.lanes), dtype=to.dtype, device=to.device)
         self.guess[0] = start
         run(self.step, self.guess, self.inputs, self.constants, self.result)
+        if rest is not None and decay > 0.5:
+            self._lay_to_rest(rest, decay)
         if not self._rounds():
             for chunk in range(1, self.count):
                 self._repair(chunk, chunk + 1)
         if self.result is not target:
             target.copy_(self.result)
 
+    def _lay_to_rest(self, rest: Tensor, decay: float) -> None:
+        """Silent chunks are guessed to be at rest, and filled, unless in few of them what came before the silence has had time to fade."""
+        ends, chunk = self.result[-1], torch.arange(self.count, device=self.result.device)[:, None]
+        silent, rest = ends == 0, self._at_rest(rest)
+        last = chunk.where(~silent, 0).cummax(0).values
+        before = ends.gather(0, last)
+        fading = (before.double() / rest).abs().log() / -log(decay)
+        silent &= (before != 0) & (rest != 0)
+        if MANY * (silent & ((chunk - 1 - last) * self.length > fading)).sum() < silent.numel():
+            return
+        for x in self.inputs:
+            silent &= (x == 0).all(0)
+        guess = rest.copysign(before)
+        self.guess = guess.where(silent, self.guess)
+        for row in self.result.unbind(0):
+            row.copy_(guess.where(silent, row))
+
+    def _at_rest(self, rest: Tensor) -> Tensor:
+        """`rest (lanes,)` where a step without input keeps its bits, with either sign; else 0."""
+        rest, nothing = rest.expand(self.lanes).clone(), [torch.zeros_like(x[0, 0]) for x in self.inputs]
+        for state in (rest, -rest):
+            out = torch.empty_like(state)
+            self.step(state, *nothing, *self.constants, out=out)
+            rest = rest.where(~apart(out, state), 0)
+        return rest
+
     def _rounds(self) -> bool:
-        """Repair all chunks at once while that at least halves the number of wrong ones; whether none is left."""
-        before = 2 * self.count * self.lanes
-        for _ in range(ROUNDS):
+        """Repair all chunks at once, as long as that costs no more than the loop; whether none is left."""
+        left = self.count * (self.lanes + OVERHEAD)
+        while left > 0:
             wrong = self._repair(1, self.count)
             if not wrong:
                 return True
-            if 2 * wrong > before:
-                break
-            before = wrong
+            left -= wrong + OVERHEAD
         return False
 
     def _repair(self, first: int, end: int) -> int:
