@@ -5,6 +5,10 @@ The file is an .npz with, for `train` and `test`, all events one recording after
 `_n` (events per recording) and `_label`.
 
     python examples/nmnist.py nmnist.npz --epochs 8 --out out/nmnist
+
+Leaves the model, the test recordings as the command line takes them, and what was measured:
+
+    spikedeploy run out/nmnist/nmnist.pt --input out/nmnist/test.npz --engine events
 """
 
 from __future__ import annotations
@@ -67,6 +71,20 @@ def recordings(data: Any, part: str, steps: int) -> tuple[list[Events], np.ndarr
         place = np.unique(step[inside] * 2 * SIDE * SIDE + index[inside])
         found.append(Events(place % (2 * SIDE * SIDE), place // (2 * SIDE * SIDE), steps))
     return found, data[f"{part}_label"].astype(np.int64)
+
+
+def write(path: Path, events: list[Events], labels: np.ndarray) -> None:
+    """One file of address events, `docs/formats.md`; a sample for each recording."""
+    np.savez_compressed(
+        path,
+        t=np.concatenate([e.time for e in events]).astype(np.uint16),
+        index=np.concatenate([e.index for e in events]).astype(np.uint16),
+        sample=np.repeat(np.arange(len(events), dtype=np.uint16), [len(e.time) for e in events]),
+        shape=(2, SIDE, SIDE),
+        steps=events[0].steps,
+        batch=len(events),
+        labels=labels,
+    )
 
 
 def dense(events: Events) -> np.ndarray:
@@ -152,6 +170,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     data = np.load(arguments.data)
     test, labels = recordings(data, "test", arguments.steps)
+    write(arguments.out / "test.npz", test, labels)
     example = torch.from_numpy(np.stack([dense(e) for e in test[:2]], axis=1))
     if arguments.model is None:
         net: nn.Module = train(*recordings(data, "train", arguments.steps), arguments.epochs, arguments.seed)

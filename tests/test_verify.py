@@ -17,12 +17,13 @@ from spikedeploy import steps as S
 from spikedeploy.conversion import convert
 from spikedeploy.errors import BadInput, ModelRefused, NotEquivalent
 from spikedeploy.exporters import nir, onnx_cell
+from spikedeploy.inputs import fitted, load
 from spikedeploy.program import Output, Program
 from spikedeploy.readers.nir import from_bytes
 from spikedeploy.runtime import reference
 from spikedeploy.verify import ProgramParty, require, verify
 from spikedeploy.verify.bounds import bound
-from spikedeploy.verify.inputs import fitted, lively_input, load_input, random_input
+from spikedeploy.verify.inputs import lively_input, random_input
 from spikedeploy.verify.rounding import UNIT, grid, sum_is_exact
 from spikedeploy.verify.rules import Doubt
 
@@ -428,9 +429,9 @@ def test_input_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
     np.save(tmp_path / "d.npy", x[:, 0])
     np.save(tmp_path / "e.npy", np.array([{}], object))
     (tmp_path / "f.npy").write_bytes(b"\x93NUMPYrandom")
-    assert np.array_equal(load_input(tmp_path / "a.npy"), x)
-    assert np.array_equal(load_input(tmp_path / "b.npz"), x)
-    assert fitted(program, load_input(tmp_path / "d.npy")).shape == (7, 1, 3)
+    assert np.array_equal(load(tmp_path / "a.npy").array, x)
+    assert np.array_equal(load(tmp_path / "b.npz").array, x)
+    assert fitted(program, load(tmp_path / "d.npy")).shape == (7, 1, 3)
     for name, text in {
         "c.npz": "arrays u, v; one of them must be called 'input'",
         "e.npy": "unreadable",
@@ -439,7 +440,7 @@ def test_input_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
         ".": "it is a directory",
     }.items():
         with pytest.raises(BadInput, match=text):
-            load_input(tmp_path / name)
+            load(tmp_path / name)
 
 
 def test_the_certificate_is_data_and_a_table() -> None:

@@ -74,6 +74,21 @@ randomness = options(
 """No defaults of their own: what was not asked for must not be refused beside real data."""
 
 
+event_dt = click.option("--event-dt", type=float, help="Length of a step in the unit of the times, where the input is address events.")
+
+
+def read_data(path: str | None, event_dt: float | None) -> Any:
+    """What `--input` names, dense or address events; None where it is not given. Raises `BadInput`."""
+    from spikedeploy.errors import BadInput, message
+    from spikedeploy.inputs import load
+
+    if path is not None:
+        return load(path, event_dt)
+    if event_dt is not None:
+        raise BadInput(message("option --event-dt", "there is no --input", "address events are needed", "Leave it out."))
+    return None
+
+
 def chosen(**values: Any) -> dict[str, Any]:
     """The options that were given."""
     return {key: value for key, value in values.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, check_target, chosen, conversion, show, single_thread, topk, working
+from spikedeploy.cli.common import as_json, check_target, chosen, conversion, event_dt, read_data, show, single_thread, topk, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,16 @@ TARGETS: Mapping[str, Target] = {
 @click.option("--static-batch", is_flag=False, flag_value=1, type=int, help="ONNX: a fixed batch size (1 when no number is given).")
 @click.option("--sequence", is_flag=True, default=None, help="ONNX: also a Scan model of whole sequences, in FILE.sequence.onnx.")
 @click.option("--spikes", is_flag=True, default=None, help="ONNX: every layer's spikes as outputs too.")
-@click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) to verify on; random input by default.")
+@click.option(
+    "--input", "input_file", metavar="FILE", help="Real data to verify on, dense (T, B, ...) or address events; random by default."
+)
+@event_dt
 @conversion
 @topk
 @as_json
-def command(model_file: str, target: str, output: str | None, input_file: str | None, as_json: bool, **given: Any) -> None:
+def command(
+    model_file: str, target: str, output: str | None, input_file: str | None, event_dt: float | None, as_json: bool, **given: Any
+) -> None:
     """Convert MODEL, write it, read it back, and verify it; only then the file appears under its name.
 
     MODEL is a file of spikedeploy.save, a bare state_dict (with --model), or a pickled nn.Sequential of known layers.
@@ -80,28 +85,28 @@ def command(model_file: str, target: str, output: str | None, input_file: str | 
     path = Path(output) if output else Path(model_file).with_suffix(row.suffix)
     if path.suffix.lower() != row.suffix:
         raise BadInput(message(f"output {path}", f"its name does not end in {row.suffix}", f"--target {target} writes {row.suffix} files"))
-    result = _export(model_file, row, path, input_file, format_options, meaning)
+    result = _export(model_file, row, path, lambda: read_data(input_file, event_dt), format_options, meaning)
     show(result, _text(result), as_json)
 
 
 def _export(
-    model_file: str, row: Target, path: Path, input_file: str | None, format_options: Mapping[str, Any], meaning: dict[str, Any]
+    model_file: str, row: Target, path: Path, data: Callable[[], Any], format_options: Mapping[str, Any], meaning: dict[str, Any]
 ) -> dict[str, Any]:
     from spikedeploy.artifact import digest_of, open_artifact, program_of
     from spikedeploy.exporters.atomic import write_bytes
-    from spikedeploy.verify.inputs import load_input
     from spikedeploy.verify.run import require, verify
 
     with working("loading") as progress, tempfile.TemporaryDirectory(prefix="spikedeploy-") as folder:
         check_target(path)
-        x = load_input(input_file) if input_file else None
+        x = data()
         opened = open_artifact(model_file, "model", **meaning)
         progress("converting")
-        program = program_of(opened, x)
+        program = program_of(opened, None if x is None else x.example)
         progress("writing")
         files = row.write(program, Path(folder) / path.name, format_options)
         options = {name: value for name, value in meaning.items() if name != "model"}  # the module is made
-        certificate = verify(opened.model, files[0], x, steps=32, batch=4, options=options, input_source=input_file, progress=progress)
+        source = None if x is None else str(x.where)
+        certificate = verify(opened.model, files[0], x, steps=32, batch=4, options=options, input_source=source, progress=progress)
         if _meant_to_be_equal(format_options):
             require(certificate)
         written = [write_bytes(path.with_name(file.name), file.read_bytes()) for file in files]

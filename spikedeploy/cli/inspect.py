@@ -8,28 +8,27 @@ from typing import Any
 import click
 import numpy as np
 
-from spikedeploy.cli.common import as_json, conversion, reading, show, topk, working
+from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, reading, show, topk, working
 
 
 @click.command(epilog="Example: spikedeploy inspect model.nir", short_help="Show what is in a .pt, .nir or .onnx file.")
 @click.argument("file")
-@click.option("--input", "input_file", metavar="FILE", help="Data (T, B, ...) that tells the shapes of a model saved without an example.")
+@click.option("--input", "input_file", metavar="FILE", help="Data that tells the shapes of a model saved without an example.")
+@event_dt
 @conversion
 @topk
 @reading
 @as_json
-def command(file: str, input_file: str | None, as_json: bool, **how: Any) -> None:
+def command(file: str, input_file: str | None, event_dt: float | None, as_json: bool, **how: Any) -> None:
     """Show layers, shapes, states, decays, thresholds, parameters and the program's digest of FILE (.pt, .nir or .onnx)."""
     from spikedeploy.artifact import open_artifact, program_of
-    from spikedeploy.verify.inputs import load_input
 
     with working("reading"):
+        data = read_data(input_file, event_dt)
+        example = None if data is None else data.example
         opened = open_artifact(file, "model", "nir", "onnx", **how)
         head = {"file": file, "kind": opened.kind, "sha256": opened.sha256}
-        if opened.kind == "onnx":
-            facts = head | _cell(file)
-        else:
-            facts = head | describe(program_of(opened, load_input(input_file) if input_file else None))
+        facts = head | (_cell(file) if opened.kind == "onnx" else describe(program_of(opened, example)))
     show(facts, _text(facts), as_json)
 
 

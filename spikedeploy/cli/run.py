@@ -10,19 +10,20 @@ from typing import Any
 import click
 import numpy as np
 
-from spikedeploy.cli.common import as_json, conversion, reading, show, topk, working
+from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, reading, show, topk, working
 
 
 @click.command(epilog="Example: spikedeploy run model.nir --input x.npy -o spikes.npz", short_help="Run a file on input, step by step.")
 @click.argument("file")
-@click.option("--input", "input_file", required=True, metavar="FILE", help="Input (T, B, ...) as .npy or .npz.")
+@click.option("--input", "input_file", required=True, metavar="FILE", help="Input as .npy or .npz, dense (T, B, ...) or address events.")
 @click.option("-o", "--output", metavar="FILE", help="Where the outputs and spikes go, as .npz.")
 @click.option("--engine", type=click.Choice(["reference", "events", "onnxruntime"]), help="Default: reference; ONNX Runtime for .onnx.")
+@event_dt
 @conversion
 @topk
 @reading
 @as_json
-def command(file: str, input_file: str, output: str | None, engine: str | None, as_json: bool, **how: Any) -> None:
+def command(file: str, input_file: str, event_dt: float | None, output: str | None, engine: str | None, as_json: bool, **how: Any) -> None:
     """Run FILE (.pt, .nir or .onnx) on input and say how much each layer fired.
 
     The .npz holds `output.NAME` for every output of the model and `spikes.LAYER` for every spiking layer.
@@ -30,7 +31,6 @@ def command(file: str, input_file: str, output: str | None, engine: str | None, 
     from spikedeploy.artifact import open_artifact
     from spikedeploy.errors import BadInput, message
     from spikedeploy.exporters.atomic import write_bytes
-    from spikedeploy.verify.inputs import load_input
 
     if output is not None and Path(output).suffix != ".npz":
         raise BadInput(message(f"output {output}", "its name does not end in .npz", "an .npz holds the outputs and the spikes"))
@@ -38,7 +38,7 @@ def command(file: str, input_file: str, output: str | None, engine: str | None, 
         opened = open_artifact(file, "model", "nir", "onnx", **how)
     kind = engine or ("onnxruntime" if opened.kind == "onnx" else "reference")
     with working(f"running ({kind})"):
-        shown, result = ENGINES[kind](opened, load_input(input_file), input_file)
+        shown, result = ENGINES[kind](opened, read_data(input_file, event_dt), output is not None)
     written = write_bytes(output, _npz(result)) if output is not None else None
     rates = {name: {"rate": spikes / result.decisions[name], "spikes": spikes} for name, spikes in result.spikes.items()}
     lines = [f"{name:30s} {item['rate']:8.2%} of {result.decisions[name]:,} fired" for name, item in rates.items()]
@@ -61,38 +61,46 @@ def _npz(result: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _reference(opened: Any, x: Any, source: str) -> tuple[str, Any]:
+def _reference(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
     from spikedeploy.artifact import program_of
+    from spikedeploy.inputs import fitted
     from spikedeploy.runtime import reference
-    from spikedeploy.verify.inputs import fitted
 
-    program = program_of(opened, x)
-    record = [step.name for step in program.spiking]
-    return "reference (float32)", reference.run(program, fitted(program, x, source), dtype=np.float32, record=record)
+    program = program_of(opened, data.example)
+    return "reference (float32)", reference.run(program, fitted(program, data), dtype=np.float32, record=_kept(program, keep))
 
 
-def _events(opened: Any, x: Any, source: str) -> tuple[str, Any]:
+def _events(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
     from spikedeploy.artifact import program_of
+    from spikedeploy.inputs import Recording, for_engine
     from spikedeploy.runtime.events import EventEngine
-    from spikedeploy.verify.inputs import fitted
 
-    program = program_of(opened, x)
-    data = fitted(program, x, source)
-    engine = EventEngine(program, batch=data.shape[1])
-    return "events", engine.run(data, record=[step.name for step in program.spiking])
+    program = program_of(opened, data.example)
+    source, batch = for_engine(program, data)
+    record = _kept(program, keep)
+    if isinstance(data, Recording):
+        wires = {*record, *(output.wire for output in program.outputs if output.reduce == "none")}
+        size = sum(int(np.prod(program.wires[wire])) for wire in wires)
+        data.check_room(size, "are the result", "Leave -o out, or take longer steps (--event-dt) or fewer samples.")
+    return "events", EventEngine(program, batch=batch).run(source, record=record)
 
 
-def _onnx(opened: Any, x: Any, source: str) -> tuple[str, Any]:
+def _kept(program: Any, keep: bool) -> list[str]:
+    """Spikes over time are kept for a file only; they are counted anyway."""
+    return [step.name for step in program.spiking] if keep else []
+
+
+def _onnx(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
     from spikedeploy.errors import BadInput, message
+    from spikedeploy.inputs import said_of
 
     if opened.runner is None:
         raise BadInput(message(f"{opened.path}", "it is not an ONNX cell", "--engine onnxruntime needs an .onnx file"))
-    x = x[:, None] if x.ndim == 1 + len(opened.runner.info.input_shape) else x
     try:
-        return "ONNX Runtime", opened.runner.run(x)
+        return "ONNX Runtime", opened.runner.run(data.dense(opened.runner.info))
     except BadInput as error:
-        raise BadInput(f"{source}{str(error).removeprefix('input')}") from None
+        raise BadInput(said_of(data, error)) from None
 
 
-ENGINES: Mapping[str, Callable[[Any, Any, str], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
-"""Per engine: what to call it, and the run."""
+ENGINES: Mapping[str, Callable[[Any, Any, bool], tuple[str, Any]]] = {"reference": _reference, "events": _events, "onnxruntime": _onnx}
+"""Per engine: what to call it, and the run of what was opened on data; whether spikes over time are wanted."""

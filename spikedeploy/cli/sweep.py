@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, conversion, show, single_thread, working
+from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, show, single_thread, working
 from spikedeploy.errors import BadInput, message
 
 
@@ -17,8 +17,13 @@ from spikedeploy.errors import BadInput, message
 )
 @click.argument("model_file", metavar="MODEL")
 @click.option(
-    "--data", "data_file", metavar="FILE", required=True, help="Real data: .npz with `input` or `x` (T, B, ...) and `labels` or `y` (B)."
+    "--data",
+    "data_file",
+    metavar="FILE",
+    required=True,
+    help="Real data: .npz with `input` (T, B, ...) or address events, and `labels` (B).",
 )
+@event_dt
 @click.option(
     "--topk-k", "for_k", metavar="LIST", default="1.0", show_default=True, help="Of the keys: fractions (1.0 is all) or counts (1 is one)."
 )
@@ -28,26 +33,33 @@ from spikedeploy.errors import BadInput, message
 @conversion
 @as_json
 def command(
-    model_file: str, data_file: str, for_k: str, for_v: str, jobs: int | None, figure: str | None, as_json: bool, **given: Any
+    model_file: str,
+    data_file: str,
+    event_dt: float | None,
+    for_k: str,
+    for_v: str,
+    jobs: int | None,
+    figure: str | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Run MODEL (.pt, with Gen2 or Gen3 layers) on data at every combination of two lists of top-k.
 
     Without labels, accuracy is agreement with the full model.
     """
     from spikedeploy.artifact import open_artifact, program_of
+    from spikedeploy.inputs import fitted
     from spikedeploy.sweep.grid import sweep
     from spikedeploy.topk import parse_keep
-    from spikedeploy.verify.inputs import fitted, load_input
 
     single_thread()
     _check(figure, jobs)
     topk_k, topk_v = parse_keep(for_k, "--topk-k"), parse_keep(for_v, "--topk-v")
     with working("reading") as progress:
         opened = open_artifact(model_file, "model", **given)
-        x = load_input(data_file)
-        program = program_of(opened, x)
-        data, labels = fitted(program, x, data_file), _labels(data_file)
-        result = sweep(program, data, labels, topk_k=topk_k, topk_v=topk_v, jobs=jobs, progress=progress)
+        data = read_data(data_file, event_dt)
+        program = program_of(opened, data.example)
+        result = sweep(program, fitted(program, data), data.labels(), topk_k=topk_k, topk_v=topk_v, jobs=jobs, progress=progress)
     written = _draw(figure, result, Path(model_file).name)
     from spikedeploy.sweep.show import text
 
@@ -63,24 +75,6 @@ def _check(figure: str | None, jobs: int | None) -> None:
         raise BadInput(message(f"figure {figure}", "its name does not end in .png", "the figure is a PNG"))
     if figure is not None and not Path(figure).resolve().parent.is_dir():
         raise BadInput(message(f"figure {figure}", f"the directory {Path(figure).parent} does not exist", "it must exist"))
-
-
-def _labels(path: str) -> Any:
-    """The array `labels` or `y` beside the input; None where there is none. Raises `BadInput` where it is unreadable."""
-    import zlib
-    from zipfile import BadZipFile
-
-    import numpy as np
-
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return None
-    with loaded:
-        name = next((name for name in ("labels", "y") if name in loaded.files), None)
-        try:
-            return None if name is None else np.asarray(loaded[name])
-        except (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error):  # whatever a damaged archive can fail with
-            raise BadInput(message(f"{path}", f"'{name}' is unreadable", "an array of class numbers is needed")) from None
 
 
 def _draw(figure: str | None, result: Any, title: str) -> str | None:

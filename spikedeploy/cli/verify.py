@@ -6,7 +6,19 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, chosen, conversion, randomness, reading, show_rich, single_thread, topk, working
+from spikedeploy.cli.common import (
+    as_json,
+    chosen,
+    conversion,
+    event_dt,
+    randomness,
+    read_data,
+    reading,
+    show_rich,
+    single_thread,
+    topk,
+    working,
+)
 
 
 @click.command(
@@ -15,13 +27,16 @@ from spikedeploy.cli.common import as_json, chosen, conversion, randomness, read
 )
 @click.argument("model_file", metavar="MODEL")
 @click.argument("artifact", required=False)
-@click.option("--input", "input_file", metavar="FILE", help="Real data (T, B, ...) as .npy or .npz; random input by default.")
+@click.option(
+    "--input", "input_file", metavar="FILE", help="Real data as .npy or .npz, dense (T, B, ...) or address events; random by default."
+)
+@event_dt
 @randomness
 @conversion
 @topk
 @reading
 @as_json
-def command(model_file: str, artifact: str | None, input_file: str | None, as_json: bool, **given: Any) -> int:
+def command(model_file: str, artifact: str | None, input_file: str | None, event_dt: float | None, as_json: bool, **given: Any) -> int:
     """Hold MODEL (.pt, or a .nir) against ARTIFACT (.nir or .onnx), or against its own iterative form alone.
 
     The parallel torch model, the reference in float32 and the artifact are each run layer by layer on the float64 reference's
@@ -32,14 +47,13 @@ def command(model_file: str, artifact: str | None, input_file: str | None, as_js
     """
     from spikedeploy.errors import BadInput, message
     from spikedeploy.verify import verify
-    from spikedeploy.verify.inputs import load_input
 
     single_thread()
     numbers = chosen(**{key: given.pop(key) for key in ("steps", "batch", "seed", "rate")})
     if input_file and numbers:
         raise BadInput(message(f"option --{next(iter(numbers))}", "it is for random input", "--input gives the data", "Leave one out."))
     with working("reading") as progress:
-        x = load_input(input_file) if input_file else None
+        x = read_data(input_file, event_dt)
         certificate = verify(
             model_file,
             artifact,

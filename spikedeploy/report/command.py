@@ -7,7 +7,19 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, check_target, chosen, conversion, reading, show, single_thread, topk, working
+from spikedeploy.cli.common import (
+    as_json,
+    check_target,
+    chosen,
+    conversion,
+    event_dt,
+    read_data,
+    reading,
+    show,
+    single_thread,
+    topk,
+    working,
+)
 
 
 @click.command(
@@ -15,7 +27,10 @@ from spikedeploy.cli.common import as_json, check_target, chosen, conversion, re
     short_help="Sparsity, operations, energy and equivalence of a model.",
 )
 @click.argument("model_file", metavar="MODEL")
-@click.option("--input", "input_file", metavar="FILE", required=True, help="Real data (T, B, ...) as .npy or .npz.")
+@click.option(
+    "--input", "input_file", metavar="FILE", required=True, help="Real data as .npy or .npz, dense (T, B, ...) or address events."
+)
+@event_dt
 @click.option("--html", "page", metavar="FILE", help="Also write one self-contained HTML file.")
 @click.option("--prices", metavar="NAME", multiple=True, help="Energy tables to use; all by default.")
 @click.option("--price-file", metavar="FILE", help="A file of energy tables instead of the package's own.")
@@ -27,6 +42,7 @@ from spikedeploy.cli.common import as_json, check_target, chosen, conversion, re
 def command(
     model_file: str,
     input_file: str,
+    event_dt: float | None,
     page: str | None,
     prices: tuple[str, ...],
     price_file: str | None,
@@ -40,11 +56,11 @@ def command(
     the same shape; and what that costs at published prices.
     """
     from spikedeploy.artifact import open_artifact, program_of
+    from spikedeploy.inputs import fitted
     from spikedeploy.report.evidence import gather
     from spikedeploy.report.measuring import measure
     from spikedeploy.report.prices import energy, prices_named
     from spikedeploy.report.text import text
-    from spikedeploy.verify.inputs import fitted, load_input
 
     single_thread()
     names = prices_named(prices, price_file)
@@ -52,9 +68,9 @@ def command(
         check_target(Path(page))
     with working("reading") as progress:
         opened = open_artifact(model_file, "model", "nir", **given)
-        x = load_input(input_file)
-        program = program_of(opened, x)
-        data = fitted(program, x, input_file)
+        given_data = read_data(input_file, event_dt)
+        program = program_of(opened, given_data.example)
+        data = fitted(program, given_data)
         progress("counting")
         report = measure(program, data)
         energies = [energy(report, name, path=price_file) for name in names]

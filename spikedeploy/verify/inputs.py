@@ -1,19 +1,16 @@
-"""What a model is verified on: real data from a file, or random data that makes neurons fire at every strength."""
+"""What a model is verified on where there is no real data: random data that makes neurons fire at every strength."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, message
+from spikedeploy.inputs.recording import MAX_VALUES
 from spikedeploy.program import INPUT, Program
 from spikedeploy.runtime import reference
 from spikedeploy.verify.rounding import Real
 
-MAX_VALUES = 1 << 28
 GAINS = (1.0, 1.0, 4.0, 4.0, 0.25, 2.0, 16.0, 8.0)
 
 
@@ -53,43 +50,3 @@ def check_sizes(program: Program, steps: int, batch: int) -> None:
             raise BadInput(message(f"--{name}", f"it is {value}", "at least 1 is needed"))
     if steps * batch * max(1, int(np.prod(program.input_shape))) > MAX_VALUES:
         raise BadInput(message("input", f"{steps} steps of a batch of {batch}", f"at most {MAX_VALUES} values are used", "Ask for fewer."))
-
-
-def load_input(path: str | os.PathLike[str]) -> Real:
-    """The array in a `.npy`, or the one called `input` or `x` (or the only one) in a `.npz`. Raises `BadInput`; nothing is unpickled."""
-    return _array(Path(path))
-
-
-def _array(path: Path) -> Real:
-    if path.is_dir() or not path.exists():
-        raise BadInput(
-            message(f"{path}", "it is a directory" if path.is_dir() else "there is no such file", "a .npy or .npz file is needed")
-        )
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = list(loaded.files)
-            name = next((n for n in ("input", "x") if n in names), names[0] if len(names) == 1 else None)
-            if name is None:
-                raise BadInput(message(f"{path}", f"arrays {', '.join(names) or 'none'}", "one of them must be called 'input'"))
-            return np.asarray(loaded[name])
-    except BadInput:
-        raise
-    except Exception as error:  # numpy, zipfile and struct fail in many ways on random bytes
-        raise BadInput(message(f"{path}", f"unreadable ({_first_line(error)})", "a .npy or .npz file of numbers is needed")) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def fitted(program: Program, array: Real, where: str = "input") -> Real:
-    """`array` as the program's input; a single sample `(T, *shape)` gets its batch axis. Raises `BadInput` with the needed shape."""
-    if array.ndim == 1 + len(program.input_shape) and array.shape[1:] == program.input_shape:
-        array = array[:, None]
-    try:
-        return reference.check_input(program, array)
-    except BadInput as error:
-        raise BadInput(f"{where}{str(error).removeprefix('input')}") from None

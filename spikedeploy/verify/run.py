@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from spikedeploy.artifact import refuse_idle
 from spikedeploy.errors import NotEquivalent
+from spikedeploy.inputs import Data, as_data, fitted
 from spikedeploy.program import Program
 from spikedeploy.verify import judge
 from spikedeploy.verify.bounds import Bounds, bound, membrane_wire
 from spikedeploy.verify.certificate import Certificate, Finding, LayerCheck, OutputCheck
 from spikedeploy.verify.extras import extras
-from spikedeploy.verify.inputs import fitted, lively_input
+from spikedeploy.verify.inputs import lively_input
 from spikedeploy.verify.parties import Party, ProgramParty, Real
 from spikedeploy.verify.rules import Doubt
 from spikedeploy.verify.sides import Sides, artifact_parties, opened_artifact, sides_of
@@ -30,7 +31,7 @@ RESTORED = Doubt(parameters=16, decay=8)
 def verify(
     model: Any,
     artifact: Any = None,
-    x: npt.ArrayLike | None = None,
+    x: npt.ArrayLike | Data | None = None,
     *,
     steps: int = 64,
     batch: int = 8,
@@ -42,7 +43,8 @@ def verify(
 ) -> Certificate:
     """Hold `model` (a path, a torch module with `x`, or a Program) against `artifact` (a path, a Program, a runner, a Party, or None).
 
-    x        input `(T, B, *shape)`; random (`seed`, `rate`, `steps`, `batch`) when not given
+    x        input `(T, B, *shape)`, or data from a file (`spikedeploy.inputs.load`); random when not given, by `seed`, `rate`, `steps` and
+             `batch`
     options  how the two are taken (`artifact.TAKES`): `semantics`, `truncation`, `topk_k`, `topk_v` of the model, `dt` of a .nir, ...
 
     With another meaning than the trained one (`semantics`, `truncation`, top-k) the trained form is held against the program as it was
@@ -52,11 +54,11 @@ def verify(
     Raises `BadInput` on a file, an input or an option that cannot be used, `ModelRefused` on a model that cannot be converted; a
     difference is no exception but a certificate whose `passed` is False (`require` raises).
     """
-    given = None if x is None else np.asarray(x)
+    given = None if x is None else as_data(x)
     chosen = {name: value for name, value in (options or {}).items() if value is not None}
     refuse_idle(chosen, *(thing for thing in (model, artifact) if thing is not None))
     artifact, made_from = opened_artifact(artifact, chosen)
-    sides = sides_of(model, given, chosen, made_from)
+    sides = sides_of(model, None if given is None else given.example, chosen, made_from)
     parties, about = artifact_parties(sides, artifact)
     parties, about = artifact_parties(sides, artifact)
     if given is None:
@@ -64,7 +66,7 @@ def verify(
         data, source = lively_input(sides.program, steps, batch, seed, rate), f"random input, seed {seed}"
     else:
         source = "given input"
-        data = np.ascontiguousarray(fitted(sides.program, given, input_source or "input"), np.float32)
+        data = np.ascontiguousarray(fitted(sides.program, given), np.float32)
     trial = Trial(sides, data, progress)
     trial.run(parties)
     findings = (*trial.findings, *about.findings, *extras(sides, data, trial.bounds(sides.program, Doubt())))

@@ -95,7 +95,14 @@ def example_of(model: Any, x: Real | None) -> Any:
         for name, make in FIRST.items():
             if isinstance(size := getattr(module, name, None), int):
                 return make(size)
-    raise BadInput(message("model", "it was saved without an example input", "one is needed to know its shapes", "Give one with --input."))
+    raise BadInput(
+        message(
+            "model",
+            "it was saved without an example input",
+            "one is needed to know its shapes",
+            "Give one with --input (of address events, with their 'shape').",
+        )
+    )
 
 
 def _signal(width: int) -> Any:
