@@ -21,7 +21,8 @@ from spikedeploy import steps as S
 from spikedeploy.program import INPUT, Program
 from spikedeploy.runtime.events_input import Rows
 from spikedeploy.runtime.events_loop import function_of
-from spikedeploy.runtime.events_ops import KINDS, PACK, Context, Packed
+from spikedeploy.runtime.events_op import KINDS, Context, Packed
+from spikedeploy.runtime.events_ops import PACK
 from spikedeploy.runtime.events_pack import aligned, panels, together, up
 from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, groups, inner_wires, needs, roots, uniform_amplitude
 from spikedeploy.runtime.events_quant import Quantised
@@ -56,7 +57,7 @@ class Machine:
     def __init__(self, program: Program, batch: int, threads: int, quantised: Mapping[str, Quantised]) -> None:
         self.program, self.batch, self.threads = program, batch, threads
         self.ffi, self.lib = native.core()
-        self.plan, self.roots = groups(program, native=True), roots(program)
+        self.plan, self.roots = groups(program, PACK), roots(program)
         self.inner = inner_wires(self.plan)
         self.compiled = all(group.compiled for group in self.plan)
         context = Context(program, batch, quantised)
@@ -163,6 +164,7 @@ class Tape:
         self.listed: set[str] = set()
         self.ops: list[Any] = []
         self.tables: list[Any] = []
+        self.sources: list[Any] = []
         self.wires = {root: self._wire(root, need) for root, need in self.needs.items()}
         self.own = [getattr(self.wires[INPUT].struct, name) for name in ("start", "index", "value", "ones")]
         self.segments = self._segments()
@@ -205,8 +207,8 @@ class Tape:
     def _operation(self, packed: Packed, inputs: Collection[str]) -> Any:
         op, null = self.machine.ffi.new("sd_event_op *"), self.machine.ffi.NULL
         op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict), len(inputs)
-        for place, wire in enumerate(inputs):
-            op.source[place] = self.of(wire).struct
+        self.sources.append(self.machine.ffi.new("sd_wire *[]", [self.of(wire).struct for wire in inputs]))
+        op.source = self.sources[-1]
         for place, size in enumerate(packed.sizes):
             op.n[place] = size
         for name, array in packed.arrays.items():

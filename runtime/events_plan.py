@@ -8,7 +8,7 @@ any step without a compiled form     its NumPy function, between two compiled se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -18,10 +18,6 @@ from spikedeploy import steps as S
 from spikedeploy.program import INPUT, Program
 from spikedeploy.steps import Step
 
-ELEMENTWISE = (S.Add, S.Mul)
-COMPILED = (
-    S.Scale, S.Slice, S.Delay, S.Activation, S.LayerNorm, S.L2Normalize, S.DiagonalSSM, S.SumPool2d, S.MatMul, S.TopK, S.Nearest
-)  # fmt: skip
 LINEAR = (S.Affine, S.Conv2d)
 LISTENERS = (S.Affine, S.Conv2d, S.SumPool2d, S.MatMul)
 """Kinds that read their first input as a list of events."""
@@ -72,7 +68,7 @@ def _chain(program: Program, step: Step, taken: Collection[str]) -> Iterator[Ste
     """The step and what can run in the same operation."""
     yield step
     last = step
-    if isinstance(step, LINEAR):
+    if isinstance(step, LINEAR) and not over_rows(program, step):
         following = _follower(program, step.name, (S.Integrator, S.LIF), taken)
         if following is None:
             return
@@ -84,24 +80,19 @@ def _chain(program: Program, step: Step, taken: Collection[str]) -> Iterator[Ste
             yield threshold
 
 
-def _is_compiled(program: Program, step: Step) -> bool:
-    if isinstance(step, ELEMENTWISE):
-        return len(step.inputs) <= 8
-    if isinstance(step, S.Embedding):
-        return roots(program)[step.inputs[0]] == INPUT
-    if isinstance(step, S.Affine):
-        return prod(program.wires[step.inputs[0]]) == step.weight.shape[1]
-    return isinstance(step, (*COMPILED, S.Conv2d, S.Integrator, S.Threshold, S.LIF, S.MatrixMemory, S.DeltaMemory))
+def over_rows(program: Program, step: Step) -> bool:
+    """Whether it is a linear map of each of several rows, which share their weights."""
+    return isinstance(step, S.Affine) and prod(program.wires[step.inputs[0]]) != step.weight.shape[1]
 
 
-def groups(program: Program, native: bool) -> list[Group]:
-    """The operations in the order they run."""
+def groups(program: Program, kinds: Container[type[Step]]) -> list[Group]:
+    """The operations in the order they run; kinds: those that have a compiled form."""
     taken: set[str] = set()
     found: list[Group] = []
     for step in program.steps:
         if step.name in taken or isinstance(step, S.Reshape):
             continue
-        compiled = native and _is_compiled(program, step)
+        compiled = type(step) in kinds
         chain = tuple(_chain(program, step, taken)) if compiled else (step,)
         taken.update(s.name for s in chain)
         found.append(Group(chain, compiled))

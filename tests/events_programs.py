@@ -77,6 +77,35 @@ class Builder:
             self.add(S.SumPool2d(self.name(), (self.wire,), kernel=(2, 2), stride=(2, 2)), size)
             self.add(S.Scale(self.name(), (self.wire,), scale=np.float32(0.25), offset=self.maybe(np.float32(0.1))), size)
 
+    def rows(self) -> None:
+        """A map over the last of several axes."""
+        if len(self.shape) == 1:
+            count = next((n for n in (2, 5, 3, 7, 11) if self.shape[0] % n == 0 and self.shape[0] > n), 1)
+            size = (count, self.shape[0] // count)
+            self.add(S.Reshape(self.name(), (self.wire,), shape=size), size)
+        out = int(self.rng.choice([1, 3, 16, 17, 70]))
+        bias = self.maybe((self.rng.normal(size=out) * 0.3).astype(np.float32))
+        self.add(S.Affine(self.name(), (self.wire,), weight=self.weight(out, self.shape[-1]), bias=bias), (*self.shape[:-1], out))
+
+    def total(self) -> None:
+        """A sum of many wires."""
+        wires = [self.wire, *(step.name for step in self.steps[-3:] if step.name in self.same_shape())]
+        picked = [str(wire) for wire in self.rng.choice(wires, int(self.rng.integers(9, 20)))]
+        self.add(S.Add(self.name(), tuple(picked)), self.shape)
+
+    def same_shape(self) -> set[str]:
+        """Wires of the present shape."""
+        wires = Program(self.input_shape, tuple(self.steps), (Output("y", self.wire),)).wires
+        return {wire for wire, shape in wires.items() if shape == self.shape}
+
+    def lookup(self) -> None:
+        """Rows of a table that a wire's numbers choose."""
+        self.flat()
+        levels, width = int(self.rng.integers(1, 5)), int(self.rng.choice([1, 3, 17]))
+        self.add(S.Nearest(self.name(), (self.wire,), levels=np.arange(levels, dtype=np.float32)), self.shape)
+        table = self.rng.normal(size=(levels, width)).astype(np.float32)
+        self.add(S.Embedding(self.name(), (self.wire,), table=table), (*self.shape, width))
+
     def neuron(self) -> None:
         amplitude = np.float32(self.rng.choice([1.0, 1.0, 0.5, -1.5])) if self.rng.random() < 0.8 else self.param(0.5, 1.5)
         strict, decay, threshold = bool(self.rng.random() < 0.7), self.param(0, 1), self.param(0.2, 1.2)
@@ -162,10 +191,12 @@ def random_program(seed: int) -> Program:
     rng = np.random.default_rng(seed)
     shapes = ((7,), (40,), (130,), (2, 6, 7), (3, 9, 8))
     built = Builder(rng, shapes[int(rng.integers(len(shapes)))])
-    parts: list[Callable[[], None]] = [built.linear, built.neuron, built.elementwise, built.memory, built.pool]
+    parts: list[Callable[[], None]] = [
+        built.linear, built.neuron, built.elementwise, built.memory, built.pool, built.rows, built.total, built.lookup
+    ]  # fmt: skip
     if rng.random() < 0.8:
         built.linear()
-    for part in rng.choice(len(parts), size=int(rng.integers(1, 6)), p=(0.3, 0.35, 0.2, 0.1, 0.05)):
+    for part in rng.choice(len(parts), size=int(rng.integers(1, 6)), p=(0.26, 0.32, 0.17, 0.08, 0.05, 0.06, 0.03, 0.03)):
         parts[part]()
     if not built.steps:
         built.neuron()

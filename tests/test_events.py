@@ -14,7 +14,8 @@ from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, ModelRefused
 from spikedeploy.program import Output, Program
-from spikedeploy.runtime import EventEngine, Events, reference
+from spikedeploy.runtime import EventEngine, Events, events_native, reference
+from spikedeploy.runtime.events_ops import PACK
 from spikedeploy.runtime.reference import Run
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native core is not built")
@@ -222,7 +223,7 @@ def test_integers_are_exact_and_close() -> None:
 @needs_native
 @pytest.mark.parametrize("weights", ["float32", "int8", "int16"])
 def test_a_map_over_the_last_of_several_axes(weights: str) -> None:
-    """It has no compiled form; beside compiled steps it is the same integers all the same, row by row."""
+    """The integers of each row, spikes or not, are its own matter."""
     rng = np.random.default_rng(3)
     steps = (
         S.Affine("y", ("input",), weight=rng.normal(size=(5, 9)), bias=rng.normal(size=5)),
@@ -232,6 +233,25 @@ def test_a_map_over_the_last_of_several_axes(weights: str) -> None:
     x = np.where(rng.random((6, 2, 3, 9)) < 0.5, np.where(rng.random((6, 2, 3, 1)) < 0.5, 1, 0.3), 0).astype(np.float32)
     plain, compiled = (EventEngine(program, 2, weights=weights, native=native) for native in (False, True))
     assert_same(plain.run(x), compiled.run(x))
+
+
+@needs_native
+@pytest.mark.parametrize("missing", [S.Affine, S.Activation, S.Nearest])
+def test_a_kind_without_a_compiled_form_runs_between_those_that_have_one(missing: type[S.Step], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_native, "PACK", {kind: pack for kind, pack in PACK.items() if kind is not missing})
+    rng = np.random.default_rng(0)
+    steps = (
+        S.Affine("a", ("input",), weight=rng.normal(size=(9, 7)), bias=rng.normal(size=9)),
+        S.LIF("s", ("a",), decay=np.array(0.9), threshold=np.array(0.5), reset="subtract"),
+        S.Affine("b", ("s",), weight=rng.normal(size=(5, 9)), bias=None),
+        S.Activation("c", ("b",), function="tanh"),
+        S.Nearest("d", ("c",), levels=np.linspace(-1, 1, 5)),
+    )
+    program, x = Program((7,), steps, (Output("d", "d"), Output("s", "s.mem"))), rng.normal(size=(9, 2, 7))
+    found = EventEngine(program, 2, native=True)
+    assert not found._machine.compiled
+    assert_same(EventEngine(program, 2, native=False).run(x), found.run(x, chunk=4))
+    assert_same(EventEngine(program, 2, native=False).run(as_events(x.astype(np.float32))), EventEngine(program, 2).run(as_events(x)))
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -1,9 +1,10 @@
-"""TopK, Nearest, Embedding and broadcasts in the compiled engine: the same bytes as the NumPy form, in one compiled call."""
+"""TopK, Nearest, Embedding, long sums, maps of rows, broadcasts in the compiled engine: the NumPy form's bytes, in one compiled call."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from events_programs import Builder, random_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,3 +82,30 @@ def test_a_stream_of_tokens_out_of_range_reads_no_strange_memory() -> None:
 def test_embedding_of_several_tokens() -> None:
     program = Program((3,), (S.Embedding("e", ("input",), table=np.arange(20.0).reshape(4, 5)),), (Output("e", "e"),), "index")
     assert_compiled_and_same(program, np.random.default_rng(0).integers(0, 4, (5, 2, 3)))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.sampled_from(["rows", "total", "lookup"]), st.sampled_from(["float32", "int8", "int16"]))
+def test_between_neurons(seed: int, part: str, weights: str) -> None:
+    """Whole and in chunks, from events and dense, every wire."""
+    built = Builder(np.random.default_rng(seed), ((40,), (7,), (3, 4, 5))[seed % 3])
+    for make in (built.neuron, getattr(built, part), built.neuron, getattr(built, part)):
+        make()
+    program = Program(built.input_shape, tuple(built.steps), (Output("y", built.wire),))
+    x = random_input(program, seed, 9, 2)
+    engines = [EventEngine(program, 2, weights=weights, native=n) for n in (True, False)]
+    assert engines[0]._machine.compiled
+    found, expected = (engine.run(x, record=program.wires) for engine in engines)
+    for name, value in expected.wires.items():
+        assert found.wires[name].tobytes() == value.tobytes(), name
+    found, expected = engines[0].run(x, chunk=4), engines[1].run(x, order="step")
+    assert found.outputs["y"].tobytes() == expected.outputs["y"].tobytes() and found.spikes == expected.spikes
+
+
+def test_what_lies_outside_a_table_reads_its_first_row() -> None:
+    """A wire may hold any numbers; a model's input is checked, and refused."""
+    steps = (S.Scale("s", ("input",), scale=np.float32(1)), S.Embedding("e", ("s",), table=np.arange(6.0).reshape(3, 2) + 1))
+    program = Program((8,), steps, (Output("e", "e"),))
+    x = np.array([-1e30, -1, -0.5, -0.0, 0, 2.9, 3, 1e30], np.float32).reshape(1, 1, 8)
+    assert_compiled_and_same(program, x)
+    assert EventEngine(program).run(x).outputs["e"][0, 0, :, 0].tolist() == [1, 1, 1, 1, 1, 5, 1, 1]

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from spikedeploy import native
 from spikedeploy.runtime.events_math import activation, log32, row_sum
-from spikedeploy.runtime.events_ops import FUNCTIONS
+from spikedeploy.runtime.events_ops_dense import FUNCTIONS
 
 TRUE = {
     "relu": lambda x: max(x, 0.0),

@@ -16,7 +16,7 @@ typedef struct {
 
 typedef struct {
     int32_t kind, mode, flags, count;       /* see events_kinds.inc; count: input wires */
-    sd_wire *source[8];
+    sd_wire **source;                       /* `count` of them */
     sd_wire *out, *mem, *current;           /* spikes or the result; membrane; what the neuron was driven by */
     int64_t n[20];                          /* sizes, by kind */
     const float *weight, *bias, *decay, *theta, *amplitude, *reset;

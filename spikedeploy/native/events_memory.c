@@ -1,4 +1,4 @@
-/* Matrix-state memories (Gen2, Gen3) fused with the threshold on their state, and products with a spiking matrix. n[0] = d, n[1] = n. */
+/* Matrix-state memories (Gen2, Gen3) fused with the threshold on their state, and products with a spiking matrix, linear maps of its rows among them. n[0] = d, n[1] = n. */
 #include "events_common.inc"
 
 SD_INLINE void compare(const sd_event_op *op, const float *s, int64_t row, int64_t size) {
@@ -68,32 +68,79 @@ SD_CLONES void sd_event_memory(const sd_event_op *op, int64_t steps, int64_t bat
         }
 }
 
-/* y (d, m) = A (d, n) B (n, m), A as events: row i sums the rows of B that A's row i switches on. n[2] = m. */
+/* What a row of a product adds up: the lines of B that events [first, last) of A switch on, event i the line index[i] - origin. */
+typedef struct {
+    const sd_wire *a;
+    int64_t first, last, origin, stride;
+} picked;
+
+SD_INLINE float event_value(const sd_wire *a, int64_t e) { return a->value ? a->value[e] : a->amplitude; }
+
+/* Sixteen columns a vector; `bytes` of them are wanted. */
+SD_INLINE void add_lines(const picked *p, const float *b, const float *bias, float *y, const int vectors, size_t bytes) {
+    v16 acc[4] = {};
+    if (bias) for (int v = 0; v < vectors; v++) acc[v] = ((const v16u *)bias)[v];
+    for (int64_t e = p->first; e < p->last; e++) {
+        const v16u *line = (const v16u *)(b + (p->a->index[e] - p->origin) * p->stride);
+        const v16 x = sd_splat(event_value(p->a, e));
+        for (int v = 0; v < vectors; v++) acc[v] += x * line[v];
+    }
+    memcpy(y, acc, bytes);
+}
+
+SD_INLINE void add_integers(const picked *p, const int32_t *b, const float *scale, const float *bias, float *y, size_t bytes) {
+    m16 acc = {};
+    for (int64_t e = p->first; e < p->last; e++) acc += *(const m16u *)(b + (p->a->index[e] - p->origin) * p->stride);
+    v16 sum = __builtin_convertvector(acc, v16) * *(const v16u *)scale;
+    sum += bias ? (v16)*(const v16u *)bias : (v16){};
+    memcpy(y, &sum, bytes);
+}
+
+SD_INLINE int all_ones(const picked *p) {
+    int whole = 1;
+    if (p->a->value) for (int64_t e = p->first; e < p->last; e++) whole &= p->a->value[e] == 1.0f;
+    return whole;
+}
+
+/* Lines that are whole vectors: weights. */
+SD_INLINE void mapped_row(const sd_event_op *op, const picked *p, float *y, int64_t m) {
+    const int32_t *integer = op->integer && all_ones(p) ? (const int32_t *)op->integer : NULL;
+    for (int64_t j = 0; j < m;) {
+        const int vectors = m - j >= 64 && !integer ? 4 : 1;
+        const int64_t count = m - j < 16 * vectors ? m - j : 16 * vectors;
+        const float *bias = op->bias ? op->bias + j : NULL;
+        const size_t bytes = (size_t)count * sizeof(float);
+        if (integer) add_integers(p, integer + j, op->scale + j, bias, y + j, bytes);
+        else if (vectors == 4) add_lines(p, op->weight + j, bias, y + j, 4, bytes);
+        else add_lines(p, op->weight + j, bias, y + j, 1, bytes);
+        j += count;
+    }
+}
+
+/* Lines of a wire, that end where the next begins. */
+SD_INLINE void product_row(const picked *p, const float *b, float *y, int64_t m) {
+    int64_t j = 0;
+    for (; j + 64 <= m; j += 64) add_lines(p, b + j, NULL, y + j, 4, 256);
+    for (; j + 16 <= m; j += 16) add_lines(p, b + j, NULL, y + j, 1, 64);
+    for (; j < m; j++) {
+        float sum = 0.0f;
+        for (int64_t e = p->first; e < p->last; e++) sum += event_value(p->a, e) * b[(p->a->index[e] - p->origin) * m + j];
+        y[j] = sum;
+    }
+}
+
+/* y (d, m) = A (d, n) B (n, m) + bias, A as events, B a wire or weights: row i sums the lines of B that A's row i switches on.
+   n[2] = m, n[3] from one line of B to the next. */
 SD_CLONES void sd_event_matmul(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t d = op->n[0], n = op->n[1], m = op->n[2];
-    const sd_wire *a = op->source[0];
+    const sd_wire *a = op->source[0], *b = op->weight ? NULL : op->source[1];
     for (int64_t row = 0; row < steps * batch; row++) {
-        const float *q = op->source[1]->dense + row * op->source[1]->stride;
         float *y = op->out->dense + row * op->out->stride;
-        int64_t first = a->start[row], last = a->start[row + 1];
-        for (int64_t i = 0; i < d; i++, y += m) {
-            int64_t end = first, limit = (i + 1) * n, j = 0;
-            while (end < last && a->index[end] < limit) end++;
-            for (; j + 64 <= m; j += 64) {
-                v16 acc[4] = {{}, {}, {}, {}};
-                for (int64_t e = first; e < end; e++) {
-                    const v16u *line = (const v16u *)(q + (a->index[e] - i * n) * m + j);
-                    v16 x = sd_splat(a->value ? a->value[e] : a->amplitude);
-                    for (int v = 0; v < 4; v++) acc[v] += x * line[v];
-                }
-                for (int v = 0; v < 4; v++) ((v16u *)(y + j))[v] = acc[v];
-            }
-            for (; j < m; j++) {
-                float sum = 0.0f;
-                for (int64_t e = first; e < end; e++) sum += (a->value ? a->value[e] : a->amplitude) * q[(a->index[e] - i * n) * m + j];
-                y[j] = sum;
-            }
-            first = end;
+        picked p = {a, a->start[row], a->start[row], 0, op->n[3]};
+        for (int64_t i = 0; i < d; i++, y += m, p.first = p.last, p.origin += n) {
+            while (p.last < a->start[row + 1] && a->index[p.last] < p.origin + n) p.last++;
+            if (b) product_row(&p, b->dense + row * b->stride, y, m);
+            else mapped_row(op, &p, y, m);
         }
     }
 }

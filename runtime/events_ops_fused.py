@@ -1,0 +1,160 @@
+"""Operations that end in a neuron, and how they lie in memory for the compiled kernels: linear maps and convolutions fused with the neuron
+behind them, neurons on their own, matrix memories fused with the threshold on their state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spikedeploy import steps as S
+from spikedeploy.runtime import events_conv as conv
+from spikedeploy.runtime.events_op import Context, Packed, integers
+from spikedeploy.runtime.events_pack import aligned, padded, panel_major, panel_pairs, panels, stays_silent, up
+from spikedeploy.runtime.events_plan import Group
+from spikedeploy.runtime.events_state import Padded, Slot
+from spikedeploy.steps import Array
+
+NEURONS = ("none", "leak", "plain", "subtract", "zero", "subtract now", "zero now", "value", "threshold")
+"""The order of the enumeration in `native/events_common.inc`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neurons:
+    """The neuron part of an operation: its mode, its arrays in the order of the operation, and its wires."""
+
+    mode: str
+    strict: bool
+    arrays: dict[str, Array]
+    slots: dict[tuple[str, str], Slot]
+    out: str
+    mem: str | None
+
+
+def _mode(step: S.LIF) -> str:
+    if step.reset == "value":
+        return "value"
+    return step.reset if step.reset_delay else f"{step.reset} now"
+
+
+def _firing(step: S.Threshold | S.LIF, shape: tuple[int, ...], **layout: Any) -> dict[str, Array]:
+    """Lanes without a neuron never fire, whatever falls into them: nothing is above NaN."""
+    return {"theta": padded(step.threshold, shape, np.nan, **layout), "amplitude": padded(step.amplitude, shape, 1.0, **layout)}
+
+
+def _neurons(context: Context, group: Group, order: Array | None = None, width: int | None = None) -> Neurons:
+    lif, integrator = group.find(S.LIF), group.find(S.Integrator)
+    threshold = group.find(S.Threshold)
+    last = group.steps[-1]
+    shape = context.shape(last.name)
+    layout: dict[str, Any] = {"order": order, "width": width}
+    arrays: dict[str, Array] = {}
+    slots: dict[tuple[str, str], Slot] = {}
+    keeper = lif or integrator
+    if isinstance(keeper, S.LIF | S.Integrator):
+        arrays["decay"] = padded(keeper.decay, shape, 0.0, **layout)
+        arrays["state"] = aligned((context.batch, len(arrays["decay"])), np.float32)
+        slots[(keeper.name, "u")] = Padded(arrays["state"], shape, order)
+    if isinstance(lif, S.LIF):
+        arrays |= _firing(lif, shape, **layout) | {"reset": padded(lif.reset_value, shape, 0.0, **layout)}
+        return Neurons(_mode(lif), lif.strict, arrays, slots, lif.name, lif.outputs[1])
+    if isinstance(threshold, S.Threshold):
+        arrays |= _firing(threshold, shape, **layout)
+        mode = "threshold" if integrator is None else "plain"
+        return Neurons(mode, threshold.strict, arrays, slots, threshold.name, None if integrator is None else integrator.name)
+    if integrator is not None:
+        return Neurons("leak", True, arrays, slots, integrator.name, integrator.name)
+    return Neurons("none", True, arrays, slots, last.name, None)
+
+
+def _silent(neurons: Neurons, bias: Array) -> Array | None:
+    """Per panel whether a quiet step without events provably stays quiet; None where no such proof is made."""
+    if neurons.mode not in ("plain", "subtract", "zero", "value"):
+        return None
+    theta = neurons.arrays["theta"]
+    quiet = stays_silent(neurons.arrays["decay"], theta, bias, strict=neurons.strict) & (theta >= 0 if neurons.strict else theta > 0)
+    quiet |= np.isnan(theta)
+    return np.array([quiet[first : first + count].all() for first, count in panels(len(bias))], np.uint8)
+
+
+def _skipping(context: Context, count: int) -> dict[str, Array]:
+    """What skipped panels remember."""
+    return {"pending": np.zeros((context.batch, count), np.int32), "loud": np.zeros((context.batch, count), np.uint8)}
+
+
+def _bias(bias: Array | None, out: int) -> Array:
+    return padded(np.zeros(out, np.float32) if bias is None else bias, (out,))
+
+
+def pack_affine(context: Context, group: Group) -> Packed:
+    step = group.head
+    assert isinstance(step, S.Affine)
+    out, wide = step.weight.shape
+    neurons, bias = _neurons(context, group), _bias(step.bias, out)
+    whole = integers(context, step, panel_pairs, lambda scale: padded(scale, scale.shape))
+    arrays = neurons.arrays | {"weight": panel_major(step.weight), "bias": bias} | whole
+    silent, count = _silent(neurons, bias), len(list(panels(len(bias))))
+    if silent is not None:
+        arrays |= _skipping(context, count)
+    return Packed(
+        "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
+        (wide, up(out), whole["integer"].itemsize if whole else 0, count), arrays, neurons.slots, silent,
+    )  # fmt: skip
+
+
+def pack_neurons(context: Context, group: Group) -> Packed:
+    neurons = _neurons(context, group)
+    width = len(neurons.arrays.get("decay", neurons.arrays.get("theta", ())))
+    sizes = (0, width, 0, len(list(panels(width))))
+    return Packed(
+        "LAYER", neurons.out, neurons.mem, None, NEURONS.index(neurons.mode), neurons.strict, sizes, neurons.arrays, neurons.slots
+    )
+
+
+def pack_conv(context: Context, group: Group) -> Packed:
+    step = group.head
+    assert isinstance(step, S.Conv2d)
+    seen, shape = context.shape(step.inputs[0]), context.shape(step.name)
+    place = conv.layout(step, seen, shape)
+    neurons = _neurons(context, group, place.order, place.width)
+    start = np.zeros((shape[0], 1, 1), np.float32) if step.bias is None else step.bias[:, None, None]
+    bias = padded(start, shape, order=place.order, width=place.width)
+    arrays = neurons.arrays | {
+        "weight": conv.weights(step, step.weight, place),
+        "bias": bias,
+        "scratch": conv.scratch(place, context.batch, bias),
+        "taps": conv.tables(step, seen, place),
+        **integers(
+            context, step, lambda q: conv.weights(step, q.astype(np.int32), place),
+            lambda scale: padded(scale[:, None, None], shape, order=place.order, width=place.width),
+        ),
+    }  # fmt: skip
+    silent = _silent(neurons, bias)
+    if silent is not None:
+        arrays |= _skipping(context, len(silent))
+        silent += silent & conv.settles_once(bias).reshape(len(silent), -1).all(axis=1)
+    current = step.name if len(group.steps) > 1 else None
+    return Packed(
+        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place), arrays,
+        neurons.slots, silent,
+    )  # fmt: skip
+
+
+def pack_memory(context: Context, group: Group) -> Packed:
+    step, threshold = group.head, group.find(S.Threshold)
+    d, n = shape = context.shape(step.name)
+    size, gate = up(d * n), up(n)
+    arrays = {"state": aligned((context.batch, size), np.float32)}
+    slots: dict[tuple[str, str], Slot] = {(step.name, "S"): Padded(arrays["state"], shape)}
+    careful = isinstance(step, S.MatrixMemory) and step.semantics == "snntorch-1.0.0"
+    if careful:
+        arrays |= {"state2": aligned((context.batch, gate), np.float32), "scratch": aligned((2, gate), np.float32)}
+        slots[(step.name, "log_p")] = Padded(arrays["state2"], (n,))
+    strict = True
+    if isinstance(threshold, S.Threshold):
+        arrays |= _firing(threshold, shape)
+        strict = threshold.strict
+    kind = "MEMORY" if isinstance(step, S.MatrixMemory) else "DELTA"
+    spikes = None if threshold is None else threshold.name
+    return Packed(kind, step.name, spikes, None, int(careful), strict, (d, n, size, gate), arrays, slots)
