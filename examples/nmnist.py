@@ -18,7 +18,6 @@ import csv
 import os
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -177,10 +176,12 @@ def main() -> None:
         spikedeploy.save(net, arguments.out / "nmnist.pt", example)
     else:
         net = spikedeploy.load(arguments.model)
-    evaluate(spikedeploy.convert(net, example), test, labels, arguments.out, arguments.steps)
+    source = f"--epochs {arguments.epochs} --seed {arguments.seed}" if arguments.model is None else "--model MODEL"
+    command = f"python examples/nmnist.py DATA {source} --steps {arguments.steps}"
+    evaluate(spikedeploy.convert(net, example), test, labels, arguments.out, arguments.steps, command)
 
 
-def evaluate(program: Program, test: list[Events], labels: np.ndarray, out: Path, steps: int) -> None:
+def evaluate(program: Program, test: list[Events], labels: np.ndarray, out: Path, steps: int, command: str) -> None:
     from spikedeploy.exporters.onnx_cell import export
 
     x = np.stack([dense(e) for e in test], axis=1)
@@ -204,8 +205,7 @@ def evaluate(program: Program, test: list[Events], labels: np.ndarray, out: Path
         platform.machine(),
     )
     with (out / "nmnist.csv").open("w", newline="") as file:
-        command = " ".join(a for a in sys.argv[1:] if not a.startswith("/"))
-        file.write(f"# python examples/nmnist.py DATA {command}\n# {model}, {os.cpu_count()} cores, one thread\n")
+        file.write(f"# {command}\n# {model}, {os.cpu_count()} cores, one thread\n")
         table = csv.writer(file)
         table.writerows(row.items())
     print("\n".join(f"{key}: {value}" for key, value in row.items()))
