@@ -262,8 +262,10 @@ GOOD: dict[str, Any] = {"t": [0, 1, 2], "x": [0, 1, 6], "y": [0, 1, 4], "p": [0,
         ({"value": [1.0, np.nan, 1.0]}, "'value' holds NaN, infinity"),
         ({"value": [1.0, 1.0]}, "'value' is float64 of shape (2,)"),
         ({"shape": [2, 7, 5]}, "events of shape (2, 7, 5); the model takes (2, 5, 7)"),
-        ({"shape": [2, 0, 7]}, "'shape' is [2, 0, 7]"),
+        ({"shape": [2, 0, 7]}, "'shape' is int64 of shape (3,); some whole numbers from 1 on are needed"),
+        ({"shape": [2**40, 2**40]}, "'shape' is (1099511627776, 1099511627776); at most 268,435,456 numbers a step are used"),
         ({"t": [], "x": [], "y": [], "p": []}, "no events and no 'steps'"),
+        ({"t": [], "x": np.zeros(0, complex), "y": [], "p": [], "steps": 3}, "'x' is complex128 of shape (0,)"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_in_words(

@@ -102,6 +102,13 @@ def test_verify_holds_the_cell_to_the_sparse_program_and_says_what_it_costs(
     assert code == 1 and json.loads(out)["verdict"] == "different"
 
 
+def test_report_says_what_its_verdict_is_about(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "report", files / "gen2.pt", "--input", files / "x.npy", *SETTING)
+    verdict = out[out.index("Equivalence: equivalent") : out.index("Energy of the whole input")]
+    assert code == 0 and "warn: layer '0.spk': by the chosen options" in verdict
+    assert "by the chosen options" not in call(capsys, "report", files / "gen2.pt", "--input", files / "x.npy")[1]
+
+
 def test_verify_finds_the_semantics_beside_the_topk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = zoo.MODELS["gen2"]()
     spikedeploy.save(model, tmp_path / "m.pt", x)
@@ -127,6 +134,7 @@ def test_narrower_than_trained_is_allowed(files: Path, capsys: pytest.CaptureFix
 def test_what_is_kept_is_noted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = call(capsys, "inspect", files / "gen2.pt", *SETTING)[1]
     assert "note: top-k: '0.S' keeps 2 of 3 values and 2 of 4 keys" in out
+    assert "note: top-k: '0.S' keeps 2 of 3 values and 2 of 4 keys" in call(capsys, "verify", files / "gen2.pt", *SETTING)[1]
 
 
 @pytest.mark.parametrize("command", ["run", "verify", "export", "inspect", "report"])

@@ -22,11 +22,14 @@ from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, rea
 def command(file: str, input_file: str | None, event_dt: float | None, as_json: bool, **how: Any) -> None:
     """Show layers, shapes, states, decays, thresholds, parameters and the program's digest of FILE (.pt, .nir or .onnx)."""
     from spikedeploy.artifact import open_artifact, program_of
+    from spikedeploy.errors import BadInput, message
 
     with working("reading"):
         data = read_data(input_file, event_dt)
         example = None if data is None else data.example
         opened = open_artifact(file, "model", "nir", "onnx", **how)
+        if data is not None and opened.model is None:
+            raise BadInput(message("option --input", f"{file} knows its shapes", "it has no meaning here", "Leave it out."))
         head = {"file": file, "kind": opened.kind, "sha256": opened.sha256}
         facts = head | (_cell(file) if opened.kind == "onnx" else describe(program_of(opened, example)))
     show(facts, _text(facts), as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def _below(path: Path_, steps: Whole) -> Whole:
 
 def _whole(path: Path_, name: str, array: Real, count: int, do: str = "") -> Whole:
     """`(E,)` whole numbers from 0 on."""
-    array = array.astype(np.int64) if array.size == 0 == count else array
+    array = array.astype(np.int64) if array.size == 0 == count and array.dtype.kind == "f" else array  # np.array([]) is float64
     if array.shape != (count,) or array.dtype.kind not in "iub":
         found = f"'{name}' is {array.dtype} of shape {array.shape}"
         raise BadInput(message(f"{path}", found, f"({count},) whole numbers are needed", do))
@@ -104,7 +104,7 @@ def _extent(path: Path_, name: str, arrays: Mapping[str, Real], found: Whole, of
     last = int(found.max()) if found.size else -1
     if name not in arrays:
         if last < 0:
-            raise BadInput(message(f"{path}", f"no events and no '{name}'", f"the number of {name} is needed", f"Add the array '{name}'."))
+            raise BadInput(message(f"{path}", f"no events and no '{name}'", f"a number '{name}' that says how many there are is needed"))
         return last + 1
     number = _number(path, name, arrays[name])
     if arrays[name].dtype.kind == "f" or not max(1, last + 1) <= number < LONGEST:
@@ -114,6 +114,9 @@ def _extent(path: Path_, name: str, arrays: Mapping[str, Real], found: Whole, of
 
 
 def _shape(path: Path_, array: Real) -> Shape:
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size or (array < 1).any() or (array >= LONGEST).any():
-        raise BadInput(message(f"{path}", f"'shape' is {array.tolist()}", "whole numbers from 1 on are needed"))
-    return tuple(int(n) for n in array)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not 1 <= array.size <= 8 or (array < 1).any():
+        raise BadInput(message(f"{path}", f"'shape' is {array.dtype} of shape {array.shape}", "some whole numbers from 1 on are needed"))
+    shape = tuple(int(n) for n in array)
+    if prod(shape) > MAX_VALUES:
+        raise BadInput(message(f"{path}", f"'shape' is {shape}", f"at most {MAX_VALUES:,} numbers a step are used"))
+    return shape

@@ -110,6 +110,12 @@ def verdict(evidence: Evidence | None) -> str:
     return f"Equivalence: {found['verdict']}, on {found['input_source']} (decisions undecided within rounding: {undecided(evidence)})."
 
 
+def warnings(evidence: Evidence | None) -> list[str]:
+    """What the certificate warns of: a verdict is about the model as it is deployed, which may not be the one that was trained."""
+    findings: Any = [] if evidence is None else evidence.certificate["findings"]
+    return [f"{finding['level']}: {finding['text']}" for finding in findings if finding["level"] != "note"]
+
+
 def undecided(evidence: Evidence) -> str:
     bands = evidence.bands.values()
     return f"{sum(band.undecided for band in bands)} of {number(sum(band.decisions for band in bands))}"
@@ -127,6 +133,7 @@ def text(report: Report, energies: Sequence[Energy], evidence: Evidence | None) 
         "",
         DEFINITIONS,
         verdict(evidence),
+        *warnings(evidence),
         "",
         "Energy of the whole input:",
         *(line for found in energies for line in energy_lines(found)),

@@ -42,9 +42,10 @@ def _first(hits: Real) -> int | None:
 
 
 def chosen_change(sides: Sides, x: Real, bounds: Bounds) -> Iterator[Finding]:
-    """Deployed otherwise than trained by choice (a dropped truncation, another semantics): what that does to the spikes and the outputs."""
+    """Deployed otherwise than trained by choice (no truncation, another semantics, top-k): what that does to the spikes and the outputs."""
     if sides.trained is sides.program:
         return
+    yield from (Finding("note", note) for note in sides.program.notes if note not in sides.trained.notes)
     trained = bound(sides.trained, x, Doubt())
     for layer in (name for name in bounds.spikes if name in trained.spikes):
         differs = (bounds.spikes[layer] != trained.spikes[layer]).reshape(len(x), -1)
