@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import wraps
 from math import prod
-from typing import Any, Literal
+from threading import RLock
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +26,29 @@ from spikedeploy import steps as S
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import INPUT, Output, Program
 from spikedeploy.runtime.events_checks import engine_options, enough_memory, given_states, plain_array, run_options
+from spikedeploy.runtime.events_collect import Collect
 from spikedeploy.runtime.events_input import Events, Rows, dense_input, densify, sort_events
 from spikedeploy.runtime.events_loop import Loop
 from spikedeploy.runtime.events_quant import Weights, quantise_program
 from spikedeploy.runtime.events_state import Slot
+from spikedeploy.runtime.events_stream import Stream
 from spikedeploy.runtime.reference import Real, Run, cast
 
 Order = Literal["layer", "step"]
+P = ParamSpec("P")
+R = TypeVar("R")
 States = Mapping[str, Mapping[str, npt.ArrayLike]]
+
+
+def in_turn(method: Callable[Concatenate[EventEngine, P], R]) -> Callable[Concatenate[EventEngine, P], R]:
+    """`method`, one call at a time per engine."""
+
+    @wraps(method)
+    def call(engine: EventEngine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with engine._turn:
+            return method(engine, *args, **kwargs)
+
+    return call
 
 
 def _plus_zero(step: S.Step) -> S.Step:
@@ -42,73 +59,6 @@ def _plus_zero(step: S.Step) -> S.Step:
     return step
 
 
-class Collect:
-    """One output or recorded wire over time, reduced as it comes: sums run in time order, so chunks do not change them."""
-
-    def __init__(self, reduce: str, steps: int) -> None:
-        self.reduce, self.steps, self.done = reduce, steps, 0
-        self.value: Any = None
-
-    @property
-    def code(self) -> int:
-        """The reduction as `sd_kept` has it."""
-        return {"none": 0, "sum": 1, "mean": 1, "last": 2, "max": 3}[self.reduce]
-
-    def reserve(self, shape: tuple[int, ...]) -> None:
-        """Memory for the compiled engine to write to."""
-        self.value = np.zeros(shape if self.code else (self.steps, *shape), np.float32)
-
-    def add(self, y: Real) -> None:
-        if self.reduce == "none":
-            if self.value is None:
-                self.value = np.empty((self.steps, *y.shape[1:]), np.float32)
-            self.value[self.done : self.done + len(y)] = y
-        elif self.reduce == "last":
-            self.value = y[-1].copy()
-        elif self.reduce == "max":
-            self.value = y.max(axis=0) if self.value is None else np.maximum(self.value, y.max(axis=0))
-        else:
-            start = np.zeros_like(y[0]) if self.value is None else self.value
-            self.value = np.add.accumulate(np.concatenate([start[None], y]), axis=0, dtype=np.float32)[-1]
-        self.done += len(y)
-
-    @property
-    def result(self) -> Real:
-        if self.reduce == "mean":
-            return self.value / np.float32(self.steps)
-        return self.value + np.float32(0) if self.reduce == "max" else self.value  # the sign of a zero maximum is nobody's
-
-
-class Stream:
-    """Steps without copies or checks: write `input`, call `step`, read `outputs`; the state is the engine's.
-
-    input    `(B, *input_shape)` float32, yours to fill with finite numbers
-    outputs  per output name its wire at this step, `(B, *shape)`, overwritten by the next step
-    """
-
-    def __init__(self, tape: Any, engine: EventEngine) -> None:
-        program = engine.program
-        shape = (engine.batch, *program.input_shape)
-        self.tape, self.input, self.next = tape, np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self.valid: Callable[[], int] = tape.finite(self.next)
-        tape.feed(self.input[None])
-        self.outputs, copied = {}, {}
-        for output in program.outputs:
-            view = tape.view(output.wire, 1)[0]
-            self.outputs[output.name] = view
-            if not np.shares_memory(view, tape.of(output.wire).dense):
-                copied[output.wire] = view
-        single = tape.single()
-        self.step: Callable[[], object] = single if not (tape.copies or copied) else lambda: self._with_copies(single, copied)
-
-    def _with_copies(self, single: Callable[[], object], copied: Mapping[str, Real]) -> None:
-        """Where rows are padded, inputs and outputs go through the wire's own memory."""
-        self.tape.feed(self.input[None])
-        single()
-        for wire, view in copied.items():
-            view[...] = self.tape.view(wire, 1)[0]
-
-
 class EventEngine:
     """Runs a program on events, in float32 or with integer weights.
 
@@ -116,6 +66,9 @@ class EventEngine:
     threads  of the compiled kernels
     weights  "float32", or "int8" / "int16" with one scale per output channel (see `events_quant`)
     native   True: compiled kernels or an error; False: NumPy; None: compiled where the native core is available
+
+    Threads may share an engine: its calls take turns, each as a whole. They do not run side by side; engines of their own do. A copy and a
+    pickle hold the program and the state; what is read from a pickle runs compiled where there is a core, to the same bytes.
 
     Raises `BadInput` for options out of range, `ModelRefused` where an integer sum could overflow.
     """
@@ -140,6 +93,14 @@ class EventEngine:
         self._slots: dict[tuple[str, str], Slot] = runner.slots
         self._stream: Stream | None = None
         self._wires = tuple(dict.fromkeys(output.wire for output in program.outputs))
+        self._turn = RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        native = None if self.native else False
+        return EventEngine, (self.program, self.batch, self.threads, self.weights, native), self.state
+
+    def __setstate__(self, state: States) -> None:
+        self.state = state
 
     @property
     def native(self) -> bool:
@@ -148,6 +109,7 @@ class EventEngine:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
+    @in_turn
     def reset(self) -> None:
         """All states to zero."""
         if self._machine:
@@ -161,6 +123,7 @@ class EventEngine:
             self._machine.startle()
 
     @property
+    @in_turn
     def state(self) -> dict[str, dict[str, Real]]:
         """Copies of all states: per step and name `(B, *shape)`, as the reference's `Run.states`."""
         if self._machine:
@@ -171,6 +134,7 @@ class EventEngine:
         return found
 
     @state.setter
+    @in_turn
     def state(self, states: States) -> None:
         """Where to go on from; every state must be given, in its shape."""
         arrays = given_states(states, self.state)
@@ -180,6 +144,7 @@ class EventEngine:
 
     # --- running -------------------------------------------------------------------------------------------------
 
+    @in_turn
     def step(self, x: npt.ArrayLike | Events) -> dict[str, Real]:
         """One time step: `x (B, *input_shape)`, or `Events` of one step. Gives each output's wire at this step, `(B, *shape)`."""
         if self._machine and not isinstance(x, Events):
@@ -203,12 +168,14 @@ class EventEngine:
         stream.step()
         return {name: value.copy() for name, value in stream.outputs.items()}
 
+    @in_turn
     def stream(self) -> Stream:
         """For tight loops, see `Stream`; until `run` or `step` is called on the engine. Raises `BadInput` without the compiled kernels."""
         if not self._machine:
             raise BadInput(message("stream", "the engine runs in NumPy", "the compiled kernels are needed", "Use step()."))
-        return Stream(self._machine.tape(1, self._wires, stream=True), self)
+        return Stream(self._machine.tape(1, self._wires, stream=True), self.program, self.batch)
 
+    @in_turn
     def run(self, x: npt.ArrayLike | Events, *, record: Collection[str] = (), order: Order = "layer", chunk: int | None = None) -> Run:
         """A whole sequence, from the present state on: `x (T, B, *input_shape)` or `Events`.
 

@@ -59,6 +59,38 @@ print(len({{line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in li
     assert run(code).strip() == "1"
 
 
+@built
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_goes_on_with_threads():
+    """A fork copies one thread; OpenMP in the child must not wait for the others. Twice: the parent's come back, and part again."""
+    code = """import os, signal, torch
+import numpy as np
+from spikedeploy import steps as S
+from spikedeploy.nn import Leaky
+from spikedeploy.program import Output, Program
+from spikedeploy.runtime import EventEngine
+torch.set_num_threads(3)
+layer, x = Leaky(0.9), torch.randn(200, 16, 64, requires_grad=True)
+spikes = (np.random.default_rng(0).random((30, 4, 300)) < 0.2).astype(np.float32)
+weight = np.random.default_rng(1).normal(size=(600, 300))
+program = Program((300,), (S.Affine("y", ("input",), weight=weight, bias=None),), (Output("y", "y"),))
+engine = EventEngine(program, 4, threads=3)
+def work():
+    spk = layer(x)[0]
+    (gradient,) = torch.autograd.grad(spk.sum(), x)
+    return spk.detach().numpy().tobytes(), gradient.numpy().tobytes(), engine.run(spikes).outputs["y"].tobytes()
+expected = work()
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(work() != expected)
+    assert os.waitpid(child, 0)[1] == 0
+    assert work() == expected
+print("done")"""
+    assert run(code).strip() == "done"
+
+
 def test_the_switch_turns_it_off():
     code = """import torch
 from spikedeploy import native

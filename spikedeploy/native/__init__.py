@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -24,7 +25,18 @@ def _load() -> tuple[Any, Any] | str:
         return f"not built ({error})"
     if _core.lib.sd_version() != VERSION:
         return f"version {_core.lib.sd_version()} of the library, version {VERSION} is needed; reinstall spikedeploy"
+    _part_before_fork(_core.__file__)
     return _core.ffi, _core.lib
+
+
+def _part_before_fork(library: str) -> None:
+    """A fork copies one thread: the child would wait for ever for OpenMP's others. They are let go before, and come back when needed.
+
+    The call is OpenMP 5's `omp_pause_resource_all(omp_pause_soft)`, looked up in the OpenMP that the library brought in, which is torch's.
+    """
+    pause = getattr(ctypes.CDLL(library), "omp_pause_resource_all", None)
+    if pause is not None and hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=partial(pause, 1))
 
 
 def available() -> bool:
