@@ -1,17 +1,13 @@
-"""Checkpoints: what is saved comes back bit for bit, the same model gives the same bytes, and no file does anything but be read."""
+"""Checkpoints: what is saved comes back bit for bit, and the same model gives the same bytes."""
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
-import pickle
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +15,14 @@ import pytest
 import snntorch as snn
 import torch
 import zoo
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from checkpoints import same
 from snntorch import surrogate
 from snntorch.functional import quant
 from torch import Tensor, nn
 
 import spikedeploy
-from spikedeploy import checkpoint
-from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError
+from spikedeploy.errors import BadInput, ModelRefused
 from spikedeploy.probe import flatten
-
-
-def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return flatten(model(x))
-
-
-def same(a: nn.Module, b: nn.Module, x: Tensor) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(outputs(a, x), outputs(b, x), strict=True))
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -194,277 +179,3 @@ def test_a_refused_model_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="does not exist"):
         spikedeploy.save(nn.Linear(3, 3), tmp_path / "nowhere" / "model.pt", torch.zeros(2, 2, 3))
     assert not list(tmp_path.iterdir())
-
-
-# --- other files that are accepted ---------------------------------------------------------------------------------
-
-
-def factory() -> nn.Module:
-    return zoo.plain()[0]
-
-
-def test_a_bare_state_dict_needs_its_model(tmp_path: Path) -> None:
-    torch.save(zoo.learned()[0].state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(BadInput, match=r"a bare state_dict of .* tensors; the model that it belongs to is needed"):
-        checkpoint.load_model(tmp_path / "weights.pt")
-    with pytest.raises(BadInput, match="it made a dict; a torch module is needed"):
-        checkpoint.load_model(tmp_path / "weights.pt", "builtins:dict")
-
-
-def test_a_factory_may_give_an_example_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found in the working directory, as a console script would not by itself."""
-    model, x = zoo.learned()
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    code = f"import sys; sys.path.insert(0, {str(Path(zoo.__file__).parent)!r}); import zoo; make = zoo.learned"
-    (tmp_path / "made_here_for_a_test.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    back = checkpoint.load_model("weights.pt", "made_here_for_a_test:make")
-    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
-    assert str(tmp_path) not in sys.path
-
-
-def test_a_state_dict_fills_the_model_of_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = zoo.plain()
-    with torch.no_grad():
-        model.fc1.weight += 1
-    torch.save({"model_state_dict": model.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
-    module = type(sys)("spikedeploy_test_factory")
-    module.make, module.small = factory, lambda: nn.Linear(2, 2)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)
-    back = checkpoint.load_model(tmp_path / "weights.pt", "spikedeploy_test_factory:make")
-    assert same(model, back, x)
-    for wrong, text in (
-        ("nocolon", "it has no colon"),
-        ("spikedeploy_test_factory:other", "it failed (AttributeError"),
-        ("spikedeploy_test_factory:small", "do not fit"),
-    ):
-        with pytest.raises(BadInput) as caught:
-            checkpoint.load_model(tmp_path / "weights.pt", wrong)
-        assert text in str(caught.value)
-
-
-def test_a_pickled_sequential_of_known_layers(tmp_path: Path) -> None:
-    inner = nn.Sequential(nn.LayerNorm(6), nn.ReLU())
-    model = nn.Sequential(
-        nn.Linear(4, 6), inner, nn.Dropout(0.3), snn.LinearLeaky(torch.full((3,), 0.8), 6, 3, surrogate_disable=True)
-    ).eval()
-    x = 3 * torch.randn(5, 2, 4)
-    torch.save(model, tmp_path / "model.pt")
-    back = checkpoint.load_model(tmp_path / "model.pt")
-    assert same(model, back, x)
-    assert isinstance(back, nn.Sequential)
-    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
-    with pytest.raises(BadInput):
-        spikedeploy.load(tmp_path / "model.pt")
-
-
-def test_a_pickled_sequential_with_a_neuron_of_ours(tmp_path: Path) -> None:
-    neuron = spikedeploy.nn.StateLeaky(0.8, 6, spike_grad=spikedeploy.nn.Surrogate("fast_sigmoid", 10.0), learn_beta=True)
-    model, x = nn.Sequential(nn.Linear(4, 6), neuron).eval(), 3 * torch.randn(5, 2, 4)
-    torch.save(model, tmp_path / "model.pt")
-    back: Any = checkpoint.load_model(tmp_path / "model.pt")
-    assert all(torch.equal(one, other) for one, other in zip(model(x), back(x), strict=True))
-    assert back[1].spike_grad == neuron.spike_grad
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_the_prefix_of_a_wrapped_model_is_taken_off(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = zoo.plain()
-    torch.save({prefix + key: value + 1 for key, value in model.state_dict().items()}, tmp_path / "weights.pt")
-    module = type(sys)("spikedeploy_test_factory")
-    module.make = factory  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)
-    back = checkpoint.load_model(tmp_path / "weights.pt", "spikedeploy_test_factory:make")
-    model.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})
-    assert same(model, back, x)
-
-
-class Returning(nn.Module):
-    """A neuron whose spikes and membrane are returned in the way it is given."""
-
-    def __init__(self, result: Callable[[Tensor, Tensor], Any]) -> None:
-        super().__init__()
-        self.fc, self.lif, self.result = nn.Linear(4, 3), snn.StateLeaky(0.9, 3), result
-
-    def forward(self, x: Tensor) -> Any:
-        return self.result(*self.lif(self.fc(x)))
-
-
-def test_the_results_of_a_dict_keep_their_order(tmp_path: Path) -> None:
-    model, x = Returning(lambda spk, mem: {"spk": spk, "mem": mem, "count": spk.sum(0)}).eval(), torch.randn(5, 2, 4)
-    spikedeploy.save(model, tmp_path / "model.pt", x)
-    back = spikedeploy.load(tmp_path / "model.pt")
-    assert list(back(x)) == ["spk", "mem", "count"]
-    assert spikedeploy.convert(back).digest == spikedeploy.convert(model, x).digest
-
-
-def test_lists_and_tuples_come_back_as_such(tmp_path: Path) -> None:
-    model, x = Returning(lambda spk, mem: {"all": [spk, (mem, [spk])]}).eval(), torch.randn(5, 2, 4)
-    spikedeploy.save(model, tmp_path / "model.pt", x)
-    found = spikedeploy.load(tmp_path / "model.pt")(x)["all"]
-    assert [type(found), type(found[1]), type(found[1][1])] == [list, tuple, list]
-
-
-# --- hostile files -------------------------------------------------------------------------------------------------
-
-
-class Evil:
-    """Runs a command when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return os.system, ("touch evil_was_here",)
-
-
-def refused(path: Path) -> str:
-    texts = []
-    for read in (spikedeploy.load, checkpoint.load_model):
-        with pytest.raises(SpikedeployError) as caught:
-            read(path)
-        texts.append(str(caught.value))
-    assert "weights_only" not in " ".join(texts)
-    return texts[0]
-
-
-def test_a_pickle_that_runs_code_is_named_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"format": Evil()}, tmp_path / "zip.pt")
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Evil()))
-    (tmp_path / "old.pt").write_bytes(pickle.dumps(Evil(), protocol=0))
-    torch.save([Evil()], tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    for name in ("zip", "bare", "old"):
-        text = refused(tmp_path / f"{name}.pt")
-        assert f"it asks to call {os.system.__module__}.system; only tensors, numbers and known layers are read; nothing" in text
-    refused(tmp_path / "legacy.pt")
-    assert not (tmp_path / "evil_was_here").exists()
-
-
-def crafted(code: bytes, records: dict[str, bytes] | None = None, **options: Any) -> bytes:
-    """An archive as torch.save writes it around a pickle of our own."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", **options) as archive:
-        for name, data in {"data.pkl": code, "version": b"3\n", "byteorder": b"little", **(records or {})}.items():
-            archive.writestr(f"archive/{name}", data)
-    return buffer.getvalue()
-
-
-def tensor_pickle(size: tuple[int, ...], stride: tuple[int, ...], count: int) -> bytes:
-    """The pickle of `{"w": tensor}` with that geometry over a storage of `count` floats."""
-
-    class Writer(pickle.Pickler):
-        def persistent_id(self, value: Any) -> Any:
-            return ("storage", torch.FloatStorage, "0", "cpu", count) if value is Ellipsis else None
-
-    class Geometry:
-        def __reduce__(self) -> Any:
-            return torch._utils._rebuild_tensor_v2, (..., 0, size, stride, False, {})
-
-    buffer = io.BytesIO()
-    Writer(buffer, 2).dump({"w": Geometry()})
-    return buffer.getvalue()
-
-
-def test_a_tensor_of_nothing_but_strides_is_refused_before_it_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(crafted(tensor_pickle((10**6, 10**6), (0, 0), 1), {"data/0": b"\0" * 4}))
-    assert "declares 1000000000000 entries of a storage of 1" in refused(path)
-    path.write_bytes(crafted(tensor_pickle((10**6,), (1,), 10**6), {"data/0": b"\0" * 4}))
-    assert "declares 1000000 entries; 4 bytes are there" in refused(path)
-    path.write_bytes(crafted(tensor_pickle((4,), (2,), 4), {"data/0": b"\0" * 16}))
-    assert "reaches entry 6 of 4" in refused(path)
-    path.write_bytes(crafted(tensor_pickle((-4,), (1,), 4), {"data/0": b"\0" * 16}))
-    assert "made of something else than a storage and sizes" in refused(path)
-
-
-def test_a_zip_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(crafted(tensor_pickle((4,), (1,), 4), {"data/0": b"\0" * 20_000_000}, compression=zipfile.ZIP_DEFLATED))
-    assert "records stored uncompressed" in refused(path)
-    assert path.stat().st_size < 100_000
-
-
-def test_pickles_that_only_cost_memory_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(crafted(b"\x80\x02}r\xff\xff\xff\x7f."))
-    assert "numbers its objects out of order" in refused(path)
-    path.write_bytes(crafted(b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00abc."))
-    refused(path)
-    path.write_bytes(crafted(b"\x80\x02" + b"(" * 200_000 + b"t" * 200_000 + b"."))
-    refused(path)
-
-
-def test_functions_on_the_list_cannot_be_changed(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(crafted(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x03\x00\x00\x00abcK\x01sb."))
-    assert "it tries to change a function" in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda h: h["layers"]["fc1"].update({"class": "os.system"}), "this version does not know it"),
-        (lambda h: h["nodes"][1].__setitem__(slice(1, 3), ["function", "os.system"]), "the graph calls function 'os.system'"),
-        (lambda h: h["nodes"][1].__setitem__(slice(1, 3), ["method", "__reduce__"]), "the graph calls method '__reduce__'"),
-        (lambda h: h["layers"]["fc1"]["arguments"].update(in_features=10**9), "its graph is unreadable"),
-        (lambda h: h["layers"]["fc1"].pop("arguments"), "its graph is unreadable (KeyError"),
-        (lambda h: h["layers"].pop("fc1"), "a tensor 'fc1.bias' of no layer"),
-        (lambda h: h["nodes"].append(h["nodes"][0]), "the graph calls input"),
-    ],
-)
-def test_a_graph_can_name_only_what_is_known(change: Callable[[Any], Any], text: str, tmp_path: Path) -> None:
-    model, x = zoo.plain()
-    spikedeploy.save(model, tmp_path / "model.pt", x)
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
-    header = json.loads(content["graph"])
-    change(header)
-    torch.save(content | {"graph": json.dumps(header)}, tmp_path / "changed.pt")
-    assert text in refused(tmp_path / "changed.pt")
-
-
-def test_other_kinds_of_files(tmp_path: Path) -> None:
-    model, x = zoo.plain()
-    spikedeploy.save(model, tmp_path / "model.pt", x)
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
-    torch.save(content | {"version": 99}, tmp_path / "new.pt")
-    assert "spikedeploy.checkpoint version 99; version 1 is needed" in refused(tmp_path / "new.pt")
-    torch.save(content | {"graph": "[" * 100_000}, tmp_path / "deep.pt")
-    refused(tmp_path / "deep.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    assert "it holds a list" in refused(tmp_path / "list.pt")
-    (tmp_path / "script.pt").write_bytes(crafted(b"\x80\x02}.", {"constants.pkl": b"\x80\x02)."}))
-    assert "it is a TorchScript archive" in refused(tmp_path / "script.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    assert "it is not an archive as torch.save writes it" in refused(tmp_path / "text.pt")
-    assert "it does not exist" in refused(tmp_path / "none.pt")
-    assert "it is not a regular file" in refused(tmp_path)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.binary(max_size=400))
-def test_random_bytes(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("random") / "model.pt"
-    for head in (b"", b"PK\x03\x04", b"\x80\x02"):
-        path.write_bytes(head + data)
-        refused(path)
-
-
-@cache
-def one_layer() -> bytes:
-    return checkpoint.dump(*zoo.one_layer())
-
-
-@settings(max_examples=150, deadline=None)
-@given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
-def test_a_damaged_checkpoint_is_refused_or_unchanged(
-    position: float, flip: int, cut: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    data = bytearray(one_layer())
-    at = int(position * len(data))
-    damaged = bytes(data[:at]) if cut else bytes(data[:at]) + bytes([data[at] ^ flip]) + bytes(data[at + 1 :])
-    path = tmp_path_factory.mktemp("damaged") / "model.pt"
-    path.write_bytes(damaged)
-    model, x = zoo.one_layer()
-    try:
-        back = spikedeploy.load(path)
-    except SpikedeployError:
-        return
-    assert same(model, back, x), "a change that is not noticed must not matter"
