@@ -40,15 +40,15 @@ TARGETS = dict(zip(SPARSITIES, (2.5, 6, 9, 13, 26), strict=True))
 DECAY = 0.9
 
 
-def layers(sizes: tuple[int, ...], thresholds: list[float], seed: int = 0, bias: float = 0.0) -> Program:
-    rng = np.random.default_rng(seed)
+def layers(sizes: tuple[int, ...], thresholds: list[float], bias: float = 0.0, decay: float = DECAY) -> Program:
+    rng = np.random.default_rng(0)
     steps: list[S.Step] = []
     for index, (wide, out) in enumerate(pairwise(sizes)):
         weight = rng.normal(size=(out, wide)) / np.sqrt(wide)
         theta = np.array(thresholds[index] if index < len(thresholds) else 1.0)
         steps += [
             S.Affine(f"fc{index}", (f"lif{index - 1}" if index else "input",), weight=weight, bias=np.full(out, bias)),
-            S.Integrator(f"lif{index}.mem", (f"fc{index}",), decay=np.array(DECAY)),
+            S.Integrator(f"lif{index}.mem", (f"fc{index}",), decay=np.array(decay)),
             S.Threshold(f"lif{index}", (f"lif{index}.mem",), threshold=theta),
         ]
     return Program((sizes[0],), tuple(steps), (Output("spikes", steps[-1].name, "sum"),))
@@ -64,8 +64,11 @@ def calibrated(sizes: tuple[int, ...], x: np.ndarray, sparsity: float) -> Progra
     return layers(sizes, thresholds)
 
 
-def medians(sides: dict[str, tuple[Side, int]], rounds: int) -> dict[str, float]:
-    """Microseconds a step of each side, in turns; `(side, steps in one call)`."""
+Sides = dict[str, tuple[Side, float]]
+
+
+def in_turns(sides: Sides, rounds: int) -> dict[str, list[float]]:
+    """Microseconds a step of each side, round by round; `(side, steps in one call)`."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side, _ in sides.values():
         side()
@@ -74,7 +77,12 @@ def medians(sides: dict[str, tuple[Side, int]], rounds: int) -> dict[str, float]
             begin = time.perf_counter()
             side()
             times[name].append((time.perf_counter() - begin) / steps * 1e6)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def medians(sides: Sides, rounds: int) -> dict[str, float]:
+    """Microseconds a step of each side, in turns."""
+    return {name: statistics.median(values) for name, values in in_turns(sides, rounds).items()}
 
 
 Row = dict[str, Any]
@@ -92,8 +100,8 @@ def active_bytes(program: Program, x: np.ndarray) -> float:
 
 def idle(sizes: tuple[int, ...], steps: int, **options: Any) -> Side:
     """What remains where no weight is ever read: no input, no spike, yet every neuron is updated at every step, because a small bias
-    forbids the proof that it stays silent."""
-    return whole(layers(sizes, [1e9] * (len(sizes) - 1), bias=1e-7), np.zeros((steps, 1, sizes[0]), np.float32), **options)
+    without a leak forbids the proof that it stays silent."""
+    return whole(layers(sizes, [1.0] * (len(sizes) - 1), bias=1e-7, decay=1.0), np.zeros((steps, 1, sizes[0]), np.float32), **options)
 
 
 def measure_layers(rounds: int) -> Iterator[Row]:
@@ -103,7 +111,7 @@ def measure_layers(rounds: int) -> Iterator[Row]:
             x = (rng.random((1000, 1, sizes[0])) >= sparsity).astype(np.float32)
             program = calibrated(sizes, x, sparsity)
             cell, sequence = export(program, static_batch=1), export(program, sequence=True)
-            sides: dict[str, tuple[Side, int]] = {
+            sides: Sides = {
                 "engine whole": (whole(program, x), len(x)),
                 "engine streamed": (streamed(program, x), len(x)),
                 "int8 whole": (whole(program, x, weights="int8"), len(x)),
@@ -148,7 +156,7 @@ def measure_memory(rounds: int) -> Iterator[Row]:
     program = associative(256, 64)
     for sparsity in (0.5, 0.9, 0.99):
         x = (np.random.default_rng(1).random((100, 1, 256)) >= sparsity).astype(np.float32)
-        sides: dict[str, tuple[Side, int]] = {
+        sides: Sides = {
             "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x), len(x)),
             "ort cell": (bound_loop(export(program, static_batch=1), x), len(x)), "ort scan": (scan(export(program, sequence=True), x),
             len(x)),
@@ -194,7 +202,7 @@ def measure_camera(rounds: int) -> Iterator[Row]:
         time_, index = np.nonzero(x.reshape(len(x), -1))
         events = Events(index, time_, len(x))
         engine = EventEngine(program)
-        sides: dict[str, tuple[Side, int]] = {
+        sides: Sides = {
             "engine events": (lambda engine=engine, events=events: engine.run(events), len(x)), "engine dense": (whole(program, x), len(x)),
             "engine streamed": (streamed(program, x), len(x)),
             "ort cell": (bound_loop(export(program, static_batch=1), x[:200]), 200),
@@ -215,7 +223,7 @@ def measure_wide(rounds: int) -> Iterator[Row]:
     sizes = (2 * 34 * 34, 512, 512, 10)
     x = (np.random.default_rng(1).random((400, 1, sizes[0])) < 0.01).astype(np.float32)
     program = calibrated(sizes, x, 0.99)
-    sides: dict[str, tuple[Side, int]] = {
+    sides: Sides = {
         "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x), len(x)),
         "ort cell": (bound_loop(export(program, static_batch=1), x[:200]), 200), "ort scan": (scan(export(program, sequence=True),
         x[:200]), 200),
@@ -232,9 +240,9 @@ def measure_wide(rounds: int) -> Iterator[Row]:
     }
 
 
-def readers(name: str, megabytes: float, times: int = 100) -> dict[str, tuple[Side, int]]:
+def readers(name: str, megabytes: float, total: float = 100) -> Sides:
     """Reading that many bytes again and again, in order, as three vector loops do: the engine's check of its input, NumPy's maximum, a dot
-    product. Side by side with what they are to measure."""
+    product. Side by side with what they are to measure. A step is a gigabyte."""
     from spikedeploy import native
     from spikedeploy.runtime.events_pack import aligned
 
@@ -244,37 +252,47 @@ def readers(name: str, megabytes: float, times: int = 100) -> dict[str, tuple[Si
     pointer = ffi.cast("float *", x.ctypes.data)
     loops: dict[str, Side] = {"check": lambda: lib.sd_event_finite(pointer, len(x)), "max": x.max, "dot": lambda: np.dot(x, x)}
 
+    times = max(1, round(total / megabytes))
+
     def again(loop: Side) -> None:
         for _ in range(times):
             loop()
 
-    return {f"{name} {loop}": (partial(again, read), times) for loop, read in loops.items()}
+    return {f"{name} {megabytes:g} MB {loop}": (partial(again, read), times * megabytes / 1e3) for loop, read in loops.items()}
+
+
+def share(times: dict[str, list[float]], side: str, gigabytes: float, cache: str) -> tuple[float, float, float]:
+    """GB/s of a side that reads so much in a step, GB/s of the best reading loop of that cache, and the share: of both in one round, the
+    median over the rounds, because the clock changes from round to round."""
+    best = min((name for name in times if name.startswith(cache)), key=lambda name: statistics.median(times[name]))
+    shares = [gigabytes * read / own for own, read in zip(times[side], times[best], strict=True)]
+    speeds = (gigabytes / statistics.median(times[side]), 1 / statistics.median(times[best]))
+    return speeds[0] * 1e6, speeds[1] * 1e6, statistics.median(shares)
 
 
 def measure_bandwidth(rounds: int) -> Iterator[Row]:
-    """Active weight bytes over time, against reading in order from the cache that holds them: L2 for whole sequences (a panel), L3 for
-    streams. The best of the reading loops counts."""
+    """Active weight bytes over time, against reading in order from the cache that holds them: L2 for whole sequences (a panel of half a
+    megabyte, and what is read with it), L3 for streams. The best reading loop counts, right beside the side that it measures."""
     for sizes in ((512, 512, 512), (2048, 2048), (2048, 2048, 2048)):
         weights = sum(a * b * 4 for a, b in pairwise(sizes)) / 1e6
         for sparsity in (0.5, 0.9):
             x = (np.random.default_rng(1).random((1024, 1, sizes[0])) >= sparsity).astype(np.float32)
             program = calibrated(sizes, x, sparsity)
-            sides: dict[str, tuple[Side, int]] = {
-                "engine whole": (whole(program, x), len(x)), "engine streamed": (streamed(program, x[:256]), 256),
-                "int8 whole": (whole(program, x, weights="int8"), len(x)), **readers("near", 1.0), **readers("far", weights, 10),
+            sides: Sides = {
+                **readers("near", 0.5), "engine whole": (whole(program, x), len(x)), **readers("near", 1.0),
+                "int8 whole": (whole(program, x, weights="int8"), len(x)),
+                **readers("far", weights), "engine streamed": (streamed(program, x[:256]), 256),
             }  # fmt: skip
-            found, size = medians(sides, rounds), active_bytes(program, x)
-            near, far = (
-                read / min(value for name, value in found.items() if name.startswith(cache))
-                for cache, read in (("near", 1e3), ("far", 1e3 * weights))
-            )
-            whole_speed, stream_speed = (size / found[name] / 1e3 for name in ("engine whole", "engine streamed"))
+            times, size = in_turns(sides, 3 * rounds), active_bytes(program, x)
+            found = {side: statistics.median(times[side]) for side in ("engine whole", "engine streamed", "int8 whole")}
+            whole_speed, near, whole_share = share(times, "engine whole", size / 1e9, "near")
+            stream_speed, far, stream_share = share(times, "engine streamed", size / 1e9, "far")
             yield {
                 "what": "-".join(map(str, sizes)), "sparsity": sparsity,
-                **{k: round(found[k], 2) for k in ("engine whole", "engine streamed", "int8 whole")}, "active MB": round(size / 1e6, 3),
-                "whole GB/s": round(whole_speed, 1), "L2 read GB/s": round(near, 1), "whole of L2": round(whole_speed / near, 3),
+                **{k: round(v, 2) for k, v in found.items()}, "active MB": round(size / 1e6, 3),
+                "whole GB/s": round(whole_speed, 1), "L2 read GB/s": round(near, 1), "whole of L2": round(whole_share, 3),
                 "streamed GB/s": round(stream_speed, 1), "read of all weights GB/s": round(far, 1),
-                "streamed of it": round(stream_speed / far, 3),
+                "streamed of it": round(stream_share, 3),
                 "int8 against float32": round(found["engine whole"] / found["int8 whole"], 2),
             }  # fmt: skip
 
