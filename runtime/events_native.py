@@ -69,6 +69,7 @@ class Machine:
         self.tapes: dict[tuple[int, frozenset[str], bool], Tape] = {}
         self.chunks: dict[frozenset[str], int] = {}
         self.turned: dict[str, tuple[Any, int]] = {}
+        self.amplitudes = {wire: uniform_amplitude(program, wire) for wire in program.wires}
         self.current: Tape | None = None
         self.startle()
 
@@ -95,7 +96,7 @@ class Machine:
             if "loud" in packed.arrays:
                 u, theta = packed.arrays["state"], packed.arrays["theta"]
                 above = u > theta if packed.strict else u >= theta
-                for number, (first, count) in enumerate(panels(u.shape[1])):
+                for number, (first, count) in enumerate(panels(u.shape[1], packed.widest)):
                     packed.arrays["loud"][:, number] = above[:, first : first + count].any(axis=1)
 
     def snapshot(self) -> list[tuple[Any, Any]]:
@@ -111,7 +112,7 @@ class Machine:
 
     def numbers(self, kept: Collection[str]) -> list[str]:
         """Of the kept wires those that must be written as numbers; the others are spikes of one size, and their bits say everything."""
-        return [wire for wire in kept if uniform_amplitude(self.program, wire) is None]
+        return [wire for wire in kept if self.amplitudes[wire] is None]
 
     def far_weights(self, name: str) -> tuple[Any, int] | None:
         """Another copy of an operation's weights, made when single steps first want it, and how many columns it holds another way (see
@@ -121,7 +122,7 @@ class Machine:
         if packed.kind != "LAYER" or weight is None or weight.nbytes <= NEAR_BYTES or "integer" in packed.arrays:
             return None
         if name not in self.turned:
-            self.turned[name] = together(weight, packed.sizes[0])
+            self.turned[name] = together(weight, packed.sizes[0], packed.widest)
         return self.turned[name] if self.turned[name][1] else None
 
     def chunk(self, kept: Collection[str]) -> int:
@@ -141,7 +142,7 @@ class Machine:
 
     def holds_numbers(self, root: str, need: Need) -> bool:
         """Whether the wire is written as numbers: somebody reads them, or bits cannot say them."""
-        return need.dense or (uniform_amplitude(self.program, root) is None and (need.events or root not in self.inner))
+        return need.dense or (self.amplitudes[root] is None and (need.events or root not in self.inner))
 
     def tape(self, steps: int, kept: Collection[str], stream: bool = False) -> Tape:
         """The tape for these wires, made once; the one before it is settled first. A stream has its own, whose input stays where it is."""
@@ -179,7 +180,7 @@ class Tape:
         rows, size = self.steps * self.machine.batch, prod(self.machine.program.wires[root])
         wire = Wire(self.machine.ffi.new("sd_wire *"), size)
         wire.struct.size, wire.struct.stride, wire.struct.words = size, up(size), up(size, 64) // 64
-        amplitude = uniform_amplitude(self.machine.program, root)
+        amplitude = self.machine.amplitudes[root]
         if amplitude is not None:
             wire.struct.amplitude = float(amplitude)
             self._array(wire, "bits", "uint64_t", (rows, wire.struct.words), np.uint64)
@@ -209,6 +210,7 @@ class Tape:
         op.kind, op.mode, op.flags, op.count = KINDS.index(packed.kind), packed.mode, int(packed.strict), len(inputs)
         self.sources.append(self.machine.ffi.new("sd_wire *[]", [self.of(wire).struct for wire in inputs]))
         op.source = self.sources[-1]
+        op.widest = packed.widest
         for place, size in enumerate(packed.sizes):
             op.n[place] = size
         for name, array in packed.arrays.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spikedeploy.program import Program
+from spikedeploy.runtime.events_pack import PANELS
 from spikedeploy.runtime.events_plan import uniform_amplitude
 from spikedeploy.runtime.events_quant import Quantised
 from spikedeploy.runtime.events_state import Slot
@@ -51,6 +52,7 @@ class Packed:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)
     silent: Array | None = None
+    widest: int = PANELS[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

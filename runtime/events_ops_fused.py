@@ -11,7 +11,7 @@ import numpy as np
 from spikedeploy import steps as S
 from spikedeploy.runtime import events_conv as conv
 from spikedeploy.runtime.events_op import Context, Packed, integers
-from spikedeploy.runtime.events_pack import aligned, padded, panel_major, panel_pairs, panels, stays_silent, up
+from spikedeploy.runtime.events_pack import PANELS, aligned, padded, panel_major, panel_pairs, panels, stays_silent, up, widest_panel
 from spikedeploy.runtime.events_plan import Group
 from spikedeploy.runtime.events_state import Padded, Slot
 from spikedeploy.steps import Array
@@ -68,14 +68,14 @@ def _neurons(context: Context, group: Group, order: Array | None = None, width: 
     return Neurons("none", True, arrays, slots, last.name, None)
 
 
-def _silent(neurons: Neurons, bias: Array) -> Array | None:
+def _silent(neurons: Neurons, bias: Array, widest: int = PANELS[0]) -> Array | None:
     """Per panel whether a quiet step without events provably stays quiet; None where no such proof is made."""
     if neurons.mode not in ("plain", "subtract", "zero", "value"):
         return None
     theta = neurons.arrays["theta"]
     quiet = stays_silent(neurons.arrays["decay"], theta, bias, strict=neurons.strict) & (theta >= 0 if neurons.strict else theta > 0)
     quiet |= np.isnan(theta)
-    return np.array([quiet[first : first + count].all() for first, count in panels(len(bias))], np.uint8)
+    return np.array([quiet[first : first + count].all() for first, count in panels(len(bias), widest)], np.uint8)
 
 
 def _skipping(context: Context, count: int) -> dict[str, Array]:
@@ -92,14 +92,16 @@ def pack_affine(context: Context, group: Group) -> Packed:
     assert isinstance(step, S.Affine)
     out, wide = step.weight.shape
     neurons, bias = _neurons(context, group), _bias(step.bias, out)
-    whole = integers(context, step, panel_pairs, lambda scale: padded(scale, scale.shape))
-    arrays = neurons.arrays | {"weight": panel_major(step.weight), "bias": bias} | whole
-    silent, count = _silent(neurons, bias), len(list(panels(len(bias))))
+    quantised = context.quantised.get(step.name)
+    widest = widest_panel(wide, 4 if quantised is None else quantised.q.itemsize)
+    whole = integers(context, step, lambda q: panel_pairs(q, widest), lambda scale: padded(scale, scale.shape))
+    arrays = neurons.arrays | {"weight": panel_major(step.weight, widest), "bias": bias} | whole
+    silent, count = _silent(neurons, bias, widest), len(list(panels(len(bias), widest)))
     if silent is not None:
         arrays |= _skipping(context, count)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, up(out), whole["integer"].itemsize if whole else 0, count), arrays, neurons.slots, silent,
+        (wide, up(out), whole["integer"].itemsize if whole else 0, count), arrays, neurons.slots, silent, widest,
     )  # fmt: skip
 
 

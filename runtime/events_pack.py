@@ -15,7 +15,10 @@ LINE, PAGE, HUGE = 64, 1 << 12, 1 << 21
 LANES = 16
 """Numbers of 32 bits in a line."""
 PANELS = (128, 64, 32, 16)
-TOGETHER = 8
+TOGETHER = 1024
+"""Columns that lie together for single steps."""
+PANEL_BYTES = 1 << 19
+"""A second-level cache holds two panels of this size: the next one comes while one is read."""
 
 
 def up(n: int, to: int = 16) -> int:
@@ -46,49 +49,53 @@ def padded(value: npt.ArrayLike, shape: Shape, fill: float = 0.0, order: Array |
     return out
 
 
-def panels(width: int) -> Iterator[tuple[int, int]]:
+def widest_panel(wide: int, bytes_each: int) -> int:
+    """Columns of the widest panel over so many inputs; shorter rows than 64 columns would cost more than the cache gives."""
+    return PANELS[0] if wide * PANELS[0] * bytes_each <= PANEL_BYTES else PANELS[1]
+
+
+def panels(width: int, widest: int = PANELS[0]) -> Iterator[tuple[int, int]]:
     """`(first column, columns)` of every panel of a padded width."""
     column = 0
     while column < width:
-        columns = next(size for size in PANELS if size <= width - column)
+        columns = next(size for size in PANELS if size <= min(widest, width - column))
         yield column, columns
         column += columns
 
 
-def panel_major(weight: Array) -> Array:
+def panel_major(weight: Array, widest: int = PANELS[0]) -> Array:
     """`(out, in)` as panel after panel of `(in, columns)`, so that one input's row of a panel is whole cache lines."""
     out, wide = weight.shape
     columns = np.zeros((wide, up(out)), weight.dtype)
     columns[:, :out] = weight.T
     packed = aligned((wide * up(out),), weight.dtype)
-    for first, count in panels(up(out)):
+    for first, count in panels(up(out), widest):
         packed[first * wide : (first + count) * wide] = columns[:, first : first + count].ravel()
     return packed
 
 
-def together(packed: Array, wide: int) -> tuple[Array, int]:
-    """Packed weights with the rows of eight panels side by side, `(in, 8 columns)`, for single steps that read them from far memory; and
+def together(packed: Array, wide: int, widest: int) -> tuple[Array, int]:
+    """Packed weights with the rows of panels side by side, `(in, 1024)`, for single steps that read them from far memory; and
     how many columns lie so. A block of steps wants each panel by itself, near."""
-    group = TOGETHER * PANELS[0]
-    columns = packed.size // wide // group * group
+    columns = packed.size // wide // TOGETHER * TOGETHER
     if not columns:
         return packed, 0
     turned = aligned(packed.shape, packed.dtype)
     turned[:] = packed
-    for first in range(0, columns * wide, group * wide):
-        rows = packed[first : first + group * wide].reshape(TOGETHER, wide, PANELS[0])
-        turned[first : first + group * wide] = rows.swapaxes(0, 1).ravel()
+    for first in range(0, columns * wide, TOGETHER * wide):
+        rows = packed[first : first + TOGETHER * wide].reshape(-1, wide, widest)
+        turned[first : first + TOGETHER * wide] = rows.swapaxes(0, 1).ravel()
     return turned, columns
 
 
-def panel_pairs(q: Array) -> Array:
+def panel_pairs(q: Array, widest: int = PANELS[0]) -> Array:
     """Integer weights as `panel_major`, plus half their range, in whole cache lines whose columns lie as `native/events_sums.inc` adds
     them: column `16 i + l` of a line is byte or half-word i of its 32-bit lane l."""
     out, wide = q.shape
     kind, line = np.dtype(f"u{q.itemsize}"), LINE // q.itemsize
     columns = np.zeros((wide, up(out)), kind)
     columns[:, :out] = q.T.view(kind)
-    places = [(first, count, up(first, line)) for first, count in panels(up(out))]
+    places = [(first, count, up(first, line)) for first, count in panels(up(out), widest)]
     packed = aligned((wide * (places[-1][2] + up(places[-1][1], line)),), kind)
     for first, count, place in places:
         lines = np.zeros((wide, up(count, line)), kind)

@@ -141,10 +141,11 @@ def test_a_bias_that_fires_alone_is_not_skipped() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "int8", "int16"])
 @pytest.mark.parametrize("value", [1.0, 0.75])
 def test_layers_beyond_the_cache(weights: str, value: float) -> None:
-    """2,200 outputs: two groups of eight panels that lie together, and the rest; whole and in steps, from numbers and from spikes."""
+    """2,200 outputs: two groups of panels that lie together, and the rest, in panels of 128 and of 64 columns;
+    whole and in steps, from numbers and from spikes."""
     rng = np.random.default_rng(0)
     program = Program(
         (190,),

@@ -19,6 +19,7 @@ typedef struct {
     sd_wire **source;                       /* `count` of them */
     sd_wire *out, *mem, *current;           /* spikes or the result; membrane; what the neuron was driven by */
     int64_t n[20];                          /* sizes, by kind */
+    int64_t widest;                         /* columns of the widest panel of a layer */
     const float *weight, *bias, *decay, *theta, *amplitude, *reset;
     const void *integer;                    /* int8 or int16 weights; `scale` turns their sum into a current */
     const float *scale;

@@ -1,7 +1,7 @@
 /* A linear layer over events and the neurons behind it, fused: sum the weight rows of the active inputs, update the membranes, compare, pack bits.
 
-   Weights lie input-major in panels of 128 output columns (64, 32 and 16 for the rest), so that a panel's sum stays in registers while its active rows stream
-   by in ascending order; each column's sum is one chain ((b + w_i) + w_j) + ..., whatever the panel, thread or chunk. */
+   Weights lie input-major in panels of 128 output columns (64 over many inputs; 64, 32 and 16 for the rest), so that a panel's sum stays in registers while its active
+   rows stream by in ascending order; each column's sum is one chain ((b + w_i) + w_j) + ..., whatever the panel, thread or chunk. */
 #include "events_common.inc"
 
 #define UNROLL _Pragma("GCC unroll 8")
@@ -24,13 +24,31 @@ SD_INLINE v16 below(v16 theta) {
     return (v16)((zero & (int32_t)0x80000001) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
 }
 
-SD_INLINE drive drive_of(const sd_event_op *op, int64_t column) {
+SD_INLINE drive drive_of(const sd_event_op *op, const int nv, int64_t column) {
     const sd_wire *in = op->source[0];
     const int64_t wide = op->n[0], bytes = op->n[2], line = bytes ? 64 / bytes : 1; /* integers lie in whole cache lines */
     const int together = column < op->n[4];
-    const int64_t apart = together ? 16 * WIDE * WIDE : 16 * WIDE, place = together ? column % apart : 0;
+    const int64_t place = together ? column % TOGETHER : 0;
     return (drive){in->start, in->index, in->value, op->weight + (column - place) * wide + place, in->ones,
-                   (const uint8_t *)op->integer + (column + line - 1) / line * line * bytes * wide, in->amplitude, (int)bytes, apart};
+                   (const uint8_t *)op->integer + (column + line - 1) / line * line * bytes * wide, in->amplitude, (int)bytes, together ? TOGETHER : 16 * nv};
+}
+
+/* The next panel, which is fetched while this one is read, some lines with every step that has events. */
+typedef struct {
+    const char *at;
+    int64_t lines;
+} following;
+
+enum { PANEL_BYTES = 1 << 19, MOST_LINES = 64 }; /* two such panels fit a second-level cache; a single step does not wait for another's panel */
+
+SD_INLINE following following_panel(const sd_event_op *op, const int nv, const drive *from, int64_t column, int64_t rows) {
+    const int64_t bytes = op->n[0] * (from->bytes ? (16 * nv * from->bytes + 63) / 64 * 64 : 64 * nv), lines = (bytes / 64 + rows - 1) / rows;
+    const int last = column + 16 * nv >= op->n[1];
+    return (following){(from->bytes ? (const char *)from->integer : (const char *)from->weight) + bytes, last || bytes > PANEL_BYTES || lines > MOST_LINES ? 0 : lines};
+}
+
+SD_INLINE void fetch(following *next) {
+    for (int64_t i = 0; i < next->lines; i++, next->at += 64) __builtin_prefetch(next->at, 0, 2);
 }
 
 /* One step of leak without events; tells whether anything moved. */
@@ -55,6 +73,13 @@ SD_INLINE void catch_up(const int nv, v16 *u, const v16 *d, const v16 *b, int32_
 /* Writes the spikes of a panel as bits; tells whether there were any. */
 SD_INLINE uint32_t write_bits(const int nv, const m16 *fired, u16a *bits) {
     uint32_t some = 0;
+    if (nv == 8) {
+        const m4 all = sd_mask_eight(fired);
+        uint64_t two[2];
+        memcpy(two, &all, 16);
+        memcpy(bits, two, 16);
+        return (two[0] | two[1]) != 0;
+    }
     if (nv == 1) bits[0] = (uint16_t)(some = sd_mask(fired[0]));
     UNROLL for (int v = 0; v + 1 < nv; v += 2) {
         const uint32_t pair = sd_mask_pair(fired[v], fired[v + 1]);
@@ -96,7 +121,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
                      const v16 *given) {
     const sd_wire *in = op->source[0];
     const int linear = op->weight != NULL, may_skip = op->silent && op->silent[number];
-    const drive from = drive_of(op, column);
+    const drive from = drive_of(op, nv, column);
     panel_of p = {at_column(op->decay, column), at_column(op->theta, column), at_column(op->bias, column), at_column(op->scale, column),
                   at_column(op->reset, column), at_column(op->amplitude, column), op->flags & FLAG_STRICT};
     v16 lower[8];
@@ -106,6 +131,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
     }
     u16a *const bits = op->out->bits ? (u16a *)op->out->bits + column / 16 : NULL;
     const int64_t apart = 4 * op->out->words;
+    following next = linear ? following_panel(op, nv, &from, column, steps * batch) : (following){NULL, 0};
     for (int64_t b = 0; b < batch; b++) {
         const int64_t cell = b * op->n[3] + number;
         float *state = op->state ? op->state + b * op->n[1] + column : NULL;
@@ -122,7 +148,10 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
             }
             if (pending) catch_up(nv, u, p.decay, p.bias, pending), pending = 0;
             if (given) UNROLL for (int v = 0; v < nv; v++) acc[v] = given[v];
-            else if (linear) current(&from, nv, acc, p.bias, p.scale, row);
+            else if (linear) {
+                if (from.start[row + 1] > from.start[row]) fetch(&next);
+                current(&from, nv, acc, p.bias, p.scale, row);
+            }
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
             loud = neurons(op, nv, mode, open, &p, acc, u, column, row, bits ? bits + row * apart : NULL);
         }
@@ -149,29 +178,33 @@ PANEL(4)
 PANEL(2)
 PANEL(1)
 
-SD_INLINE int panel_width(int64_t left) { return left >= 128 ? 8 : left >= 64 ? 4 : left >= 32 ? 2 : 1; }
+/* Vectors of the panel at `column`. */
+SD_INLINE int panel_width(const sd_event_op *op, int64_t column) {
+    const int64_t left = op->n[1] - column, columns = left < op->widest ? left : op->widest;
+    return columns >= 128 ? 8 : columns >= 64 ? 4 : columns >= 32 ? 2 : 1;
+}
 
-/* Whether this panel is the first of eight that lie together and is to be summed with them: in a single step with events whose values are all one. */
+/* Whether this panel is the first of those that lie together and is to be summed with them: in a single step with events whose values are all one. */
 SD_INLINE int begins_together(const sd_event_op *op, int64_t column, int64_t rows) {
     const sd_wire *in = op->source[0];
-    return rows == 1 && !op->n[2] && column < op->n[4] && column % (16 * WIDE * WIDE) == 0 && in->start[1] > in->start[0] &&
+    return rows == 1 && !op->n[2] && column < op->n[4] && column % TOGETHER == 0 && in->start[1] > in->start[0] &&
            (in->value ? in->ones[0] : in->amplitude == 1.0f);
 }
 
 SD_CLONES void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
-    int64_t column = 0, width = op->n[1], given = 0;
-    v16 acc[WIDE * WIDE];
+    int64_t column = 0, summed = 0; /* columns before `summed` have their sums in `acc` */
+    v16 acc[TOGETHER / 16];
     for (int64_t number = 0; number < last; number++) {
-        int nv = panel_width(width - column);
+        const int nv = panel_width(op, column);
         if (begins_together(op, column, steps * batch)) {
-            const drive from = drive_of(op, column);
+            const drive from = drive_of(op, nv, column);
             sum_together(&from, acc, (const v16 *)(op->bias + column));
-            given = WIDE;
+            summed = column + TOGETHER;
         }
-        const v16 *sum = given > 0 ? acc + WIDE * (WIDE - given--) : NULL;
+        const v16 *sum = column < summed ? acc + column % TOGETHER / 16 : NULL;
         if (number >= first) switch (nv) {
             case 8: panel_8(op, column, number, steps, batch, sum); break;
-            case 4: panel_4(op, column, number, steps, batch, NULL); break;
+            case 4: panel_4(op, column, number, steps, batch, sum); break;
             case 2: panel_2(op, column, number, steps, batch, NULL); break;
             default: panel_1(op, column, number, steps, batch, NULL);
         }
@@ -186,7 +219,7 @@ SD_CLONES void sd_event_settle(sd_event_op *op, int64_t batch) {
     for (int64_t b = 0; b < batch; b++) {
         int64_t column = 0;
         for (int64_t number = 0; number < panels; number++) {
-            int nv = panel_width(width - column);
+            const int nv = panel_width(op, column);
             catch_up(nv, (v16 *)(op->state + b * width + column), (const v16 *)(op->decay + column), (const v16 *)(op->bias + column),
                      op->pending[b * panels + number]);
             op->pending[b * panels + number] = 0;

@@ -4,6 +4,11 @@
 /* Entries that may be written beyond the end of a list; `index` and `value` have room for them. */
 enum { SLACK = 16 };
 
+/* What was seen of the numbers, zero where there was none: NaN or infinite, neither 0 nor 1. */
+typedef struct {
+    m16 endless, other;
+} seen;
+
 /* Four events at a time without asking how many there are: what is too many is overwritten by the next word. */
 SD_INLINE int64_t list_word(uint64_t word, uint32_t base, uint32_t *index, int64_t k) {
     const int64_t end = k + __builtin_popcountll(word);
@@ -28,11 +33,6 @@ SD_INLINE int64_t list_bits(const uint64_t *bits, int64_t words, uint32_t *index
     return k;
 }
 
-/* What was seen of the numbers, zero where there was none: NaN or infinite, neither 0 nor 1. */
-typedef struct {
-    m16 endless, other;
-} seen;
-
 /* Sixty-four numbers as bits: which are not zero. */
 SD_INLINE uint64_t nonzero(const float *x, seen *s) {
     m16 on[4];
@@ -45,32 +45,46 @@ SD_INLINE uint64_t nonzero(const float *x, seen *s) {
     return sd_mask_pair(on[0], on[1]) | (uint64_t)sd_mask_pair(on[2], on[3]) << 32;
 }
 
-/* One row of numbers; returns where its list ends. */
-SD_INLINE int64_t list_dense(const sd_wire *w, const float *x, int64_t k, m16 *endless, uint8_t *ones) {
-    const int64_t begin = k, whole = w->size / 64 * 64;
-    seen s = {*endless, {}};
-    for (int64_t base = 0; base < whole; base += 64) k = list_word(nonzero(x + base, &s), (uint32_t)base, w->index, k);
-    if (whole < w->size) {
+/* The numbers of a row that are not zero. */
+SD_INLINE int64_t list_numbers(const float *x, int64_t size, uint32_t *index, int64_t k, seen *s) {
+    const int64_t whole = size / 64 * 64;
+    for (int64_t base = 0; base < whole; base += 64) k = list_word(nonzero(x + base, s), (uint32_t)base, index, k);
+    if (whole < size) {
         float rest[64] = {0};
-        memcpy(rest, x + whole, (size_t)(w->size - whole) * sizeof(float));
-        k = list_word(nonzero(rest, &s), (uint32_t)whole, w->index, k);
+        memcpy(rest, x + whole, (size_t)(size - whole) * sizeof(float));
+        k = list_word(nonzero(rest, s), (uint32_t)whole, index, k);
     }
-    *endless = s.endless;
-    *ones = !sd_mask(s.other != 0);
-    if (*ones) for (int64_t e = begin; e < k; e += 16) *(v16u *)(w->value + e) = sd_splat(1.0f);
-    else for (int64_t e = begin; e < k; e++) w->value[e] = x[w->index[e]];
     return k;
+}
+
+#include "events_compress.inc"
+
+/* The values of a row's events from `begin` to `end`. */
+SD_INLINE void values(const sd_wire *w, const float *x, int64_t begin, int64_t end, int ones) {
+    if (ones) for (int64_t e = begin; e < end; e += 16) *(v16u *)(w->value + e) = sd_splat(1.0f);
+    else for (int64_t e = begin; e < end; e++) w->value[e] = x[w->index[e]];
 }
 
 SD_CLONES void sd_event_lists(const sd_event_op *op, int64_t steps, int64_t batch) {
     sd_wire *w = op->source[0];
     const int64_t rows = steps * batch;
+    const int compressing = can_compress();
     m16 endless = {};
     int64_t k = 0;
     if (w->outside) return;
     w->start[0] = 0;
     for (int64_t row = 0; row < rows; row++) {
-        k = w->bits ? list_bits(w->bits + row * w->words, w->words, w->index, k) : list_dense(w, w->dense + row * w->stride, k, &endless, &w->ones[row]);
+        if (w->bits) {
+            const uint64_t *bits = w->bits + row * w->words;
+            k = compressing ? compress_bits(bits, w->words, w->index, k) : list_bits(bits, w->words, w->index, k);
+        } else {
+            const float *x = w->dense + row * w->stride;
+            seen s = {endless, {}};
+            k = compressing ? compress_numbers(x, w->size, w->index, k, &s) : list_numbers(x, w->size, w->index, k, &s);
+            endless = s.endless;
+            w->ones[row] = !sd_mask(s.other != 0);
+            values(w, x, w->start[row], k, w->ones[row]);
+        }
         w->start[row + 1] = k;
     }
     if (w->bits) w->spikes += k;
