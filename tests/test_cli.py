@@ -231,6 +231,7 @@ def check_refused(call: Call, code: int, text: str = "") -> None:
         (("run", "gen2.onnx", "--input", "gen2.npy", "--dt", "0.001"), "option dt: it has no meaning for gen2.onnx"),
         (("run", "plain.nir", "--input", "gen.npy"), "an array of shape (4, 2, 9)"),
         (("run", "plain.nir", "--input", "plain.npy", "-o", "x.txt"), "its name does not end in .npz"),
+        (("run", "plain.nir", "--input", "plain.npy", "-o", "nowhere/x.npz"), "there is no directory nowhere"),
         (("run", "gen2.onnx", "--input", "gen2.npy", "--engine", "reference"), "it is an ONNX cell"),
         (("run", "plain.nir", "--input", "plain.npy", "--engine", "onnxruntime"), "it is not an ONNX cell"),
         (("export", "plain.pt", "--target", "nir", "-o", "folder.nir"), "output folder.nir: it is a directory"),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
-from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, reading, show, topk, working
+from spikedeploy.cli.common import as_json, check_target, conversion, event_dt, read_data, reading, show, topk, working
 
 
 @click.command(epilog="Example: spikedeploy run model.nir --input x.npy -o spikes.npz", short_help="Run a file on input, step by step.")
@@ -34,6 +34,8 @@ def command(file: str, input_file: str, event_dt: float | None, output: str | No
 
     if output is not None and Path(output).suffix != ".npz":
         raise BadInput(message(f"output {output}", "its name does not end in .npz", "an .npz holds the outputs and the spikes"))
+    if output is not None:
+        check_target(Path(output))
     with working("reading"):
         opened = open_artifact(file, "model", "nir", "onnx", **how)
     kind = engine or ("onnxruntime" if opened.kind == "onnx" else "reference")
