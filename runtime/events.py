@@ -229,12 +229,13 @@ class EventEngine:
         if not self._machine or not self._machine.compiled or INPUT in kept:
             return None
         numbers = self._machine.numbers(kept)
-        size = 1 if order == "step" else chunk or self._size(steps, numbers)
+        size = 1 if order == "step" else self._size(steps, numbers, chunk)
         tape = self._machine.tape(size, numbers)
         return tape if tape.takes_events or (isinstance(source, np.ndarray) and not tape.copies) else None
 
-    def _size(self, steps: int, kept: Collection[str]) -> int:
-        return min(self._machine.chunk(kept), 1 << (steps - 1).bit_length())
+    def _size(self, steps: int, kept: Collection[str], chunk: int | None) -> int:
+        """Steps per block: no more than there are, in round numbers, so that sequences of similar lengths share a tape."""
+        return min(chunk or self._machine.chunk(kept), 1 << (steps - 1).bit_length())
 
     def _sequence(
         self, tape: Any, source: Real | Rows, steps: int, outputs: Mapping[str, Collect], records: Mapping[str, Collect]
@@ -263,7 +264,7 @@ class EventEngine:
     def _run(self, source: Real | Rows, kept: Collection[str], chunk: int) -> Iterator[tuple[dict[str, Real], dict[str, int]]]:
         """Chunk after chunk: the kept wires and the spikes per spiking wire."""
         steps = len(source) if isinstance(source, np.ndarray) else len(source.ones) // self.batch
-        size = chunk or (self._size(steps, kept) if self._machine else 64)
+        size = self._size(steps, kept, chunk) if self._machine else chunk or 64
         for first in range(0, steps, size):
             count = min(size, steps - first)
             if self._machine:

@@ -30,7 +30,7 @@ def plain_array(where: str, value: Any) -> Array:
     """`value` as an array of real numbers; lists of different lengths, words and objects are none."""
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise BadInput(message(where, str(error), "an array of real numbers is needed")) from None
     if array.dtype.kind not in "fiub":
         raise BadInput(message(where, f"an array of {array.dtype}", "real numbers are needed"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from spikedeploy import native
 from spikedeploy import steps as S
@@ -100,6 +101,7 @@ ONE = np.array([0])
         (lambda: None, "input: an array of object"),
         (lambda: "spikes", "input: an array of <U6"),
         (lambda: [[1.0], [1.0, 2.0]], "input: "),
+        (lambda: torch.zeros(2, 1, 3, requires_grad=True), "input: Can't call numpy.* an array of real numbers is needed"),
         (lambda: 1.0, "input: an array of shape"),
         (lambda: np.zeros((2, 1, 3), complex), "input: an array of complex128"),
         (lambda: np.full((2, 1, 3), 1e39), "input: numbers beyond float32"),

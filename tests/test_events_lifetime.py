@@ -114,6 +114,18 @@ def test_results_outlive_the_engine_and_its_next_run(compiled: bool) -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="the native core is not built")
+def test_an_engine_that_is_asked_for_many_things_keeps_few() -> None:
+    """Chunks, lengths and recorded wires have each their own memory; the oldest goes."""
+    engine, x = EventEngine(stack()), np.ones((40, 1, 70), np.float32)
+    expected = engine.run(x)
+    for chunk in [*range(1, 40), 2**31 - 1]:
+        engine.reset()
+        assert_same(engine.run(x, chunk=chunk, record=["fc1"] if chunk % 2 else []), expected)
+        engine.step(x[0])
+    assert len(engine._machine.tapes) == 8
+
+
+@pytest.mark.skipif(not native.available(), reason="the native core is not built")
 def test_a_stream_keeps_what_it_needs_of_its_engine() -> None:
     x = (np.random.default_rng(0).random((9, 1, 70)) < 0.3).astype(np.float32)
     expected = EventEngine(stack()).run(x).outputs["spikes"]
