@@ -3,7 +3,8 @@
     python benchmarks/gen1_training.py [--seconds 4] [--out benchmarks/results/gen1_training.csv]
 
 Every figure is a median over rounds in which all sides of a comparison have their turn: one call, or, against snnTorch, calls for a tenth
-of a second, so that a side which takes a hundredth of its peer's time is not only measured on the caches that the peer has left.
+of a second, so that a side which takes a hundredth of its peer's time is not only measured on the caches that the peer has left. Each
+round has an order of its own, drawn from a fixed seed: nobody always comes after the side that leaves the machine in the worst state.
 Forward and backward: membranes, spikes, atan surrogate, learned decay and threshold per channel, given the gradients of spikes and
 membranes, or ("spikes") of the spikes alone, which is what a network trains on. "fresh": torch's allocator as it is; "reused":
 `reuse_memory()`, and in the forward rows against `torch.add` the same output buffers. Both sides use the same number of threads.
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from random import Random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -45,13 +47,13 @@ RESETS = ("none", "subtract", "zero")
 
 
 def medians(sides: dict[str, Side], seconds: float, least: int = 3, span: float = 0) -> dict[str, float]:
-    """Seconds per call of each side: turns of `span` seconds or one call, another side first in every round, until the time is up."""
+    """Seconds per call of each side: turns of `span` seconds or one call, in another random order every round, until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    names, rounds, end = list(sides), 0, time.perf_counter() + seconds
+    order, rounds, end = Random(0), 0, time.perf_counter() + seconds
     for side in sides.values():
         side()
     while time.perf_counter() < end or rounds < least:
-        for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
+        for name in order.sample(list(sides), len(sides)):
             times[name] += turn(sides[name], span)
         rounds += 1
     return {name: statistics.median(values) for name, values in times.items()}

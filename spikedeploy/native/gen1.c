@@ -1,6 +1,7 @@
 /* Leaky neurons, forward and backward over a whole sequence: sequential in time, vectorised over batch x channel.
 
-   x is read once, membrane and spikes are written once; a block of lanes keeps its state in the L1 cache. Parameter gradients are summed per
+   x is read once, membrane and spikes are written once; a block of lanes keeps its state near, and goes on by a cache line of lanes and two steps
+   at a time, so that asking for what comes, arithmetic and writing alternate finely enough to overlap. Parameter gradients are summed per
    lane over time in double, then over the lanes of a channel in order, so that every bit is independent of the number of threads. */
 #include <float.h>
 #include <math.h>
@@ -17,16 +18,15 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
-#define CHUNK 64 /* lanes whose state lies together, and whose next rows are asked for at a time */
+#define LINE ((int)(64 / sizeof(IO))) /* lanes in a cache line: what is worked on, asked for and written at a time */
+#define GROUP 2 /* steps worked on at a time, so that a lane's state is read and written once for both; divides TERMS */
+#define STEPS _Pragma("GCC unroll 2")
 #define ROW __attribute__((aligned(64)))
 #define TERMS 16 /* of a parameter's gradient that are summed in the width of the arrays before they join the sum in double */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
 
 enum { RESET_NONE, RESET_SUBTRACT, RESET_ZERO };
 enum { SURROGATE_ZERO, SURROGATE_ATAN, SURROGATE_FAST_SIGMOID, SURROGATE_SIGMOID, SURROGATE_STRAIGHT, SURROGATE_TRIANGULAR, SURROGATE_SIGN };
-
-/* Lanes in the chunk that begins at lane `at` of a block of n. */
-INLINE int64_t chunk(int64_t at, int64_t n) { return n - at < CHUNK ? n - at : CHUNK; }
 
 INLINE size_t array_bytes(const sd_leaky *job) { return (size_t)(job->steps * job->lanes) * (job->wide_io ? 8 : 4); }
 
@@ -80,6 +80,10 @@ static int64_t block_lanes(const sd_leaky *job, int64_t most) {
     return job->steps * job->lanes < PARALLEL_FROM || share > most ? most : share;
 }
 
+typedef double wide __attribute__((vector_size(64), may_alias));
+#define WIDTH ((int)(sizeof(wide) / sizeof(double)))
+#define WIDE(x) __builtin_convertvector(x, wide)
+
 typedef struct {
     double *decay, *threshold, *graded; /* one partial sum per lane, or NULL */
 } sd_partials;
@@ -110,6 +114,7 @@ INLINE double exp_minus_double(double x) { return exp(-x); }
 
 #define NAME(base) base##_float_float
 #define IO float
+#define BITS int32_t
 #define STATE float
 #define EXP_MINUS exp_minus_float
 #define FABS fabsf
@@ -125,12 +130,14 @@ INLINE double exp_minus_double(double x) { return exp(-x); }
 #include "gen1_kernel.inc"
 #undef NAME
 #undef IO
+#undef BITS
 #undef EXP_MINUS
 #undef FABS
 #undef BELOW
 
 #define NAME(base) base##_double_double
 #define IO double
+#define BITS int64_t
 #define EXP_MINUS exp_minus_double
 #define FABS fabs
 #define BELOW below_double
@@ -157,8 +164,7 @@ int sd_leaky_forward(const sd_leaky *job) {
 int sd_leaky_backward(const sd_leaky *job) {
     backward_block *run = job->wide_io ? backward_double_double : job->wide_state ? backward_float_double : backward_float_float;
     announce((void *)job->grad_x, array_bytes(job));
-    int64_t most = job->steps * job->lanes > STREAMED ? BLOCK : BLOCK; /* long rows for memory, a small state for the cache */
-    int64_t width = block_lanes(job, most), blocks = (job->lanes + width - 1) / width;
+    int64_t width = block_lanes(job, BLOCK), blocks = (job->lanes + width - 1) / width;
     int wanted = !!job->grad_decay + !!job->grad_threshold + !!job->grad_graded;
     double *memory = wanted ? calloc((size_t)wanted * (size_t)job->lanes, sizeof(double)) : NULL, *next = memory;
     if (wanted && !memory) return -1;

@@ -19,9 +19,9 @@ WIDTH, SHORT, NARROW = 16384, 8, 256
 """Of the prefix route: lanes times chunks, enough for few operations, not too many for the cache; the shortest chunk; the lanes below which
 a row of chunks is in pieces too short to work on where it lies."""
 
-BLOCK, LENGTH, ROW = 1 << 20, 16, 1024
+BLOCK, LENGTH, ROW, FEW = 1 << 20, 16, 1024, 8192
 """Where lanes are few: elements of a block of time, which bound what is held in float64; steps of a chunk; elements one operation should
-find side by side. Measured, as the above."""
+find side by side; elements up to which what counts is the number of operations, which doublings keep lowest. Measured, as the above."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -39,7 +39,7 @@ def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Chunks side by side, state in float64: their last values, the carries between by the same scan, then all from their carry."""
     steps, lanes = x.shape
     if lanes < NARROW:
-        return _narrow(x, d, start)
+        return _narrow(x, d, start) if x.numel() > FEW else associative(x, d, start)
     length = -(-steps // max(1, min(WIDTH // lanes, steps // SHORT)))
     chunks, u, state = steps // length, torch.empty_like(x), start.to(torch.float64, copy=True)
     whole = chunks * length if chunks > 1 else 0
@@ -74,12 +74,13 @@ def _side_by_side(rows: Tensor, d: Tensor, start: Tensor) -> Tensor:
     """`rows (LENGTH, chunks, lanes)`, inputs as float64, become the states; returns the last. The chunks' ends are such a scan too."""
     length, chunks, lanes = rows.shape
     fold = gcd(chunks, max(1, ROW // lanes))  # chunks that lie side by side count as lanes
-    wide, each = rows.view(length, -1, fold * lanes), d.expand(lanes).repeat(fold)
+    wide, powers = rows.view(length, -1, fold * lanes), d.expand(lanes) ** torch.arange(1, length + 1, device=d.device)[:, None]
+    powers = powers.repeat(1, fold)[:, None]
     for before, row in pairwise(wide.unbind(0)):
-        row.addcmul_(before, each)
+        row.addcmul_(before, powers[0])
     ends, last = prefix(rows[-1], d**length, start)
     handed = torch.cat([start[None], ends[:-1]]).view(-1, fold * lanes)
-    wide.addcmul_(each ** torch.arange(1, length + 1, device=d.device)[:, None, None], handed)
+    wide.addcmul_(powers, handed)
     return last
 
 
