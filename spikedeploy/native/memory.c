@@ -15,9 +15,9 @@
  * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by steps elsewhere. What is
  * summed over rows is summed per group of rows first, in groups that depend on d alone, so results do not depend on the threads.
  *
- * Arrays: in (T, B, d + 2n [+ 1]), q (T, B, n, d) in the forward and transposed, (T, B, d, np), zero past n, in the backward; dq
- * n * d numbers at the beginning of every d * np, which may be q itself; thresholds: 1 or d * n; start and end (B, d, n),
- * checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with q; dthreshold (B, d, n), NULL where it is not wanted.
+ * Arrays: in (T, B, d + 2n [+ 1]); the query as q and dq (T, B, n, d), or, where `inputs` is not 0, as x and dx (T, B, inputs), weight
+ * (n * d, inputs), bias (n * d) and their gradients; thresholds: 1 or d * n; start and end (B, d, n), dend the gradient that reaches the end;
+ * checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query; dthreshold (B, d, n). NULL where a gradient is not wanted.
  */
 #include <math.h>
 #include <omp.h>
@@ -31,7 +31,7 @@
 #include "huge.inc"
 #include "memory.h"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512 };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16 };
 enum { OUT_STATE = 0, OUT_SPIKES = 1, OUT_READ = 2 };
 enum { ZERO, ATAN, FAST_SIGMOID, SIGMOID, STRAIGHT, TRIANGULAR, SIGN }; /* the surrogates, as numbered in nn/surrogate.py */
 
@@ -77,9 +77,6 @@ int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : 64;
 /* Says that a result of so many bytes will be written whole. */
 void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }
 
-/* Columns of a row with its padding. */
-int64_t sd_memory_width(int64_t n) { return up(n, COLS); }
-
 /* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for LANES numbers at a time. */
 HOT vec sigmoid(vec z) {
     const vec zero = {0}, magic = zero + 6755399441055744.0, least_x = zero - 700, most_x = zero + 700;
@@ -98,7 +95,7 @@ typedef struct {
     int32_t row, column;
 } spike;
 
-/* The threads of a batch element, and which of them this is. */
+/* Threads that share work, those of a batch element or all, and which of them this is. */
 typedef struct {
     int64_t member, count;
 } team;
@@ -110,6 +107,7 @@ HOT int64_t share(const team *my, int64_t n, int64_t unit, int64_t *end) {
     return units * my->member / my->count * unit;
 }
 
+/* A team's next phase begins; all threads wait, since OpenMP knows no other barrier. */
 static void meet(const team *my) {
     if (my->count > 1) {
 #pragma omp barrier

@@ -6,19 +6,19 @@ typedef struct {
     int32_t threads;
     int32_t thresholds;
     double slope;
-    const void *in, *q;
+    int64_t inputs;
+    const void *in, *q, *x, *weight, *bias;
     const double *threshold, *start;
     double *checkpoints, *end;
     void *y;
     const void *dy;
     const double *dend;
-    void *din, *dq;
+    void *din, *dq, *dx, *dweight, *dbias;
     double *dthreshold, *dstart;
     void *area;
 } sd_memory;
 
 int64_t sd_memory_segment(int64_t d, int64_t n);
-int64_t sd_memory_width(int64_t n);
 void sd_memory_announce(void *start, int64_t bytes);
 int64_t sd_memory_area_f32(const sd_memory *m, int backward);
 int64_t sd_memory_area_f64(const sd_memory *m, int backward);

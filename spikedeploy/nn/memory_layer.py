@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from spikedeploy.errors import BadInput, message
-from spikedeploy.nn import memory_native, memory_query
+from spikedeploy.nn import memory_native
 from spikedeploy.nn.full_precision import full_precision
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.surrogate import Spike, Surrogate, recognise
@@ -34,6 +34,12 @@ def retention_bias(horizon: float | Sequence[float] | Tensor, width: int, where:
     if steps.shape not in ((), (width,)) or not bool((torch.isfinite(steps) & (steps > 0)).all()):
         raise BadInput(message(where, repr(horizon), f"positive finite steps are needed, one number or {width}"))
     return steps.log().expand(width)
+
+
+def plain(layer: nn.Linear) -> bool:
+    """Whether `layer` is only a weight and a bias, so that it may be applied step by step, or together with others."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and not any(hooks) and layer.bias is not None
 
 
 def why_no_triton(x: Tensor) -> str:
@@ -141,7 +147,7 @@ class MemoryLayer(nn.Module):
     def _packed(self, x: Tensor) -> Tensor:
         """What the maps make of `x (T, B, in_dim)`, side by side: one product for all of them where they are plain."""
         maps = self._writers()
-        if all(memory_query.plain(one) for one in maps):
+        if all(plain(one) for one in maps):
             weight, bias = (torch.cat([getattr(one, name) for one in maps]) for name in ("weight", "bias"))
             packed = F.linear(x, weight, bias)
         else:
@@ -271,7 +277,7 @@ class MemoryLayer(nn.Module):
         """State, spikes and read-out in the native core."""
         query: tuple[Tensor, ...] = ()
         if self.to_q is not None:
-            query = (x, self.to_q.weight, self.to_q.bias) if memory_query.plain(self.to_q) else (self.to_q(x),)
+            query = (x, self.to_q.weight, self.to_q.bias) if plain(self.to_q) else (self.to_q(x),)
         y, last = memory_native.spikes(self._packed(x), query, self.threshold, start, surrogate, self.delta)
         return y if self._plain_spikes() else y * self.graded_spikes_factor, last
 

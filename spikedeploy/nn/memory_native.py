@@ -1,19 +1,19 @@
 """The matrix memories in the native core, forward and backward: what `method="native"` runs.
 
 S never reaches RAM: segments of 32 or 64 steps leave one checkpoint each, and the backward recomputes a segment from it. Nor does the
-query: the sequence is run in pieces of whole segments, and a piece of it is held at a time (`memory_query`).
+query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel forms the rows of it that a spike selects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spikedeploy import native
-from spikedeploy.nn.memory_query import Given, NoQuery, Projected, Query
+from spikedeploy.nn.allocator import empty
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.surrogate import Surrogate
@@ -25,9 +25,6 @@ Settings = dict[str, Any]
 
 PARALLEL_FROM = 1 << 16
 """Cells over time; below, threads cost more than they save."""
-
-QUERIES: dict[int, type[Query]] = {0: NoQuery, 1: Given, 3: Projected}
-"""How the query comes, by the number of its tensors."""
 
 
 def admits(x: Tensor) -> bool:
@@ -75,46 +72,32 @@ def _call(packed: Tensor, query: tuple[Tensor, ...], limit: Tensor, state: Tenso
 
 
 class _Job:
-    """One description of calls of the kernel: sizes and settings once, then the addresses of a piece as often as there are pieces.
+    """One description of a call of the kernel. The caller keeps the arrays; `result` is the largest of them, about to be written whole."""
 
-    The caller keeps the arrays. `result (T, B, ...)` is the largest of them, about to be written whole.
-    """
+    def __init__(self, direction: str, result: Tensor, packed: Tensor, state: Tensor, settings: Settings, arrays: Arrays) -> None:
+        ffi, lib = native.core()
+        job = ffi.new("sd_memory *", settings)
+        job.steps, job.batch = packed.shape[:2]
+        job.d, job.n = state.shape[1:]
+        job.threads = 1 if job.steps * state.numel() < PARALLEL_FROM else torch.get_num_threads()
+        for name, array in arrays.items():
+            if array is not None:
+                setattr(job, name, ffi.cast("void *", array.data_ptr()))
+        suffix = "f64" if packed.dtype == torch.float64 else "f32"
+        area = torch.zeros(getattr(lib, f"sd_memory_area_{suffix}")(job, int(direction == "backward")), dtype=torch.uint8)
+        job.area = ffi.cast("void *", area.data_ptr())
+        lib.sd_memory_announce(ffi.cast("void *", result.data_ptr()), result.numel() * result.element_size())
+        getattr(lib, f"sd_memory_{direction}_{suffix}")(job)
 
-    def __init__(self, direction: str, result: Tensor, limit: Tensor, state: Tensor, settings: Settings, fixed: Arrays) -> None:
-        self.ffi, self.lib = native.core()
-        self.job = self.ffi.new("sd_memory *", settings)
-        self.steps = self.job.steps = len(result)
-        self.job.batch, self.job.d, self.job.n = state.shape
-        small = self.steps * state.numel() < PARALLEL_FROM
-        self.job.threads, self.job.thresholds = 1 if small else torch.get_num_threads(), limit.numel()
-        suffix = "f64" if result.dtype == torch.float64 else "f32"
-        self.call = getattr(self.lib, f"sd_memory_{direction}_{suffix}")
-        for name, array in {"threshold": limit, **fixed}.items():
-            self._set(name, array)
-        bytes_of_area = getattr(self.lib, f"sd_memory_area_{suffix}")(self.job, int(direction == "backward"))
-        self.area = torch.zeros(bytes_of_area, dtype=torch.uint8)
-        self._set("area", self.area)
-        self.segment: int = self.lib.sd_memory_segment(self.job.d, self.job.n)
-        self.width: int = self.lib.sd_memory_width(self.job.n)
-        self.lib.sd_memory_announce(self.ffi.cast("void *", result.data_ptr()), result.numel() * result.element_size())
 
-    def _set(self, name: str, array: Tensor | None, offset: int = 0) -> None:
-        address = self.ffi.NULL if array is None else self.ffi.cast("void *", array.data_ptr() + offset)
-        setattr(self.job, name, address)
+QUERIES: dict[int, tuple[str, ...]] = {0: (), 1: ("q",), 3: ("x", "weight", "bias")}
+"""The query's tensors, by their number."""
 
-    def pieces(self, steps: int) -> list[slice]:
-        """The sequence in pieces of at most `steps`."""
-        return [slice(begin, min(begin + steps, self.steps)) for begin in range(0, self.steps, steps)]
 
-    def run(self, at: slice, sequences: Arrays, checkpoints: Tensor | None, query: Arrays) -> None:
-        """The kernel on a piece of the sequences `(T, ...)`; a checkpoint holds one state per segment."""
-        self.job.steps = at.stop - at.start
-        for name, array in sequences.items():
-            self._set(name, array, 0 if array is None else at.start * array.stride(0) * array.element_size())
-        for name, array in query.items():
-            self._set(name, array)
-        self._set("checkpoints", checkpoints, at.start // self.segment * self.job.batch * self.job.d * self.job.n * 8)
-        self.call(self.job)
+def _gradients(names: tuple[str, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> dict[str, Tensor]:
+    """Room for the gradients of the query's tensors; the map's weight and bias have theirs together."""
+    together = [any(wanted[1:]) if name in ("weight", "bias") else one for name, one in zip(names, wanted, strict=True)]
+    return {f"d{name}": torch.empty_like(one) for name, one, want in zip(names, tensors, together, strict=True) if want}
 
 
 class _Memory(torch.autograd.Function):
@@ -122,13 +105,14 @@ class _Memory(torch.autograd.Function):
     def forward(ctx: Any, settings: Settings, keep: bool, packed: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         limit, state, *tensors = others
         (steps, batch), (d, n) = packed.shape[:2], state.shape[1:]
-        y = packed.new_empty(steps, batch, d, d if settings["output"] == READ else n)
-        end = state.clone()  # the state moves on in place, piece by piece
-        job = _Job("forward", y, limit, state, settings, {"start": end, "end": end})
-        query = QUERIES[len(tensors)](tensors, [False] * len(tensors), d, n, job.width)
-        checkpoints = state.new_empty(-(-steps // job.segment) * state.numel()) if keep else None
-        for at in job.pieces(query.piece(packed, job.segment, backward=False)):
-            job.run(at, {"in": packed, "y": y}, checkpoints, {"q": query.forward(at)})
+        names = QUERIES[len(tensors)]
+        settings = settings | {"thresholds": limit.numel(), "inputs": tensors[0].shape[-1] if "x" in names else 0}
+        y = empty((steps, batch, d, d if settings["output"] == READ else n), packed.dtype)
+        _, lib = native.core()
+        end, segments = torch.empty_like(state), -(-steps // lib.sd_memory_segment(d, n))
+        checkpoints = state.new_empty(segments * state.numel()) if keep else None
+        arrays = {"in": packed, "threshold": limit, "start": state, "end": end, "checkpoints": checkpoints, "y": y}
+        _Job("forward", y, packed, state, settings, arrays | dict(zip(names, tensors, strict=True)))
         ctx.save_for_backward(packed, limit, checkpoints, *tensors)
         ctx.settings, ctx.shape = settings, state.shape
         ctx.set_materialize_grads(False)
@@ -140,20 +124,13 @@ class _Memory(torch.autograd.Function):
         packed, limit, checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
         (steps, batch), (d, n) = packed.shape[:2], ctx.shape[1:]
         dy = packed.new_zeros(steps, batch, d, d if tensors else n) if grads[0] is None else grads[0].contiguous()
-        dstate = limit.new_zeros(ctx.shape) if grads[1] is None else grads[1].clone(memory_format=torch.contiguous_format)
-        dpacked, dlimit = torch.empty_like(packed), None
-        if ctx.needs_input_grad[3]:
-            dlimit, part = torch.zeros_like(dstate), torch.empty_like(dstate)
-        fixed = {"dend": dstate, "dstart": dstate, "dthreshold": None if dlimit is None else part}
-        job = _Job("backward", dpacked, limit, dstate, ctx.settings, fixed)
-        query = QUERIES[len(tensors)](tensors, ctx.needs_input_grad[5:], d, n, job.width)
-        for at in reversed(job.pieces(query.piece(packed, job.segment, backward=True))):
-            q = query.backward(at)
-            job.run(at, {"in": packed, "dy": dy, "din": dpacked}, checkpoints, {"q": q, "dq": q if query.wanted else None})
-            if dlimit is not None:
-                dlimit += part
-            if q is not None:
-                query.collect(at, q[:, : n * d])
+        dend = limit.new_zeros(ctx.shape) if grads[1] is None else grads[1].contiguous()
+        dpacked, dstart, names = torch.empty_like(packed), torch.empty_like(dend), QUERIES[len(tensors)]
+        dlimit = torch.empty_like(dend) if ctx.needs_input_grad[3] else None
+        dquery = _gradients(names, tensors, ctx.needs_input_grad[5:])
+        arrays = {"in": packed, "threshold": limit, "checkpoints": checkpoints, "dy": dy, "dend": dend, "din": dpacked, "dstart": dstart}
+        arrays |= {"dthreshold": dlimit} | dquery | dict(zip(names, tensors, strict=True))
+        _Job("backward", dpacked, packed, dend, ctx.settings, arrays)
         if dlimit is not None:
             dlimit = dlimit.sum(0).flatten() if limit.numel() > 1 else dlimit.sum().reshape(1)
-        return (None, None, dpacked, dlimit, dstate, *query.gradients())
+        return (None, None, dpacked, dlimit, dstart, *(dquery.get(f"d{name}") for name in names))
