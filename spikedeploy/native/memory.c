@@ -4,8 +4,9 @@
  *   Gen3   K = S_{t-1} Diag(alpha_t),  r = K k_t,  S_t = K + beta_t (v_t - r) k_t^T
  *   P_t = 1[S_t > threshold],  y_t = S_t | P_t | P_t Q_t
  *
- * `in` holds what the layer's maps put out, side by side for a step: v (d), k (n), the logits of alpha (n) and for Gen3 that of beta (1).
- * The sigmoids are taken here, and Gen3's k is brought to length 1; `din` is the gradient of the same numbers.
+ * A step is written by v (d), k (n), the logits of alpha (n) and for Gen3 that of beta (1): maps of x, which are taken in float64, since what they
+ * lose in float32 a steep surrogate gradient multiplies; or `in`, where the layer has made them itself, side by side. The sigmoids are taken
+ * here, and Gen3's k is brought to length 1.
  *
  * Time is cut into segments with one checkpoint of S each. Inside a segment a tile of ROWS x COLS cells (Gen2) or a block of ROWS rows
  * (Gen3) stays in registers or L1 for all steps. The backward recomputes a segment from its checkpoint, by the same operations in the
@@ -15,8 +16,8 @@
  * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by steps elsewhere. What is
  * summed over rows is summed per group of rows first, in groups that depend on d alone, so results do not depend on the threads.
  *
- * Arrays: in (T, B, d + 2n [+ 1]); the query as q and dq (T, B, n, d), or, where `inputs` is not 0, as x and dx (T, B, inputs), weight
- * (n * d, inputs), bias (n * d) and their gradients; thresholds: 1 or d * n; start and end (B, d, n), dend the gradient that reaches the end;
+ * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four of
+ * them in (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end (B, d, n), dend the gradient that reaches the end;
  * checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query; dthreshold (B, d, n). NULL where a gradient is not wanted.
  */
 #include <math.h>
@@ -31,7 +32,8 @@
 #include "huge.inc"
 #include "memory.h"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16 };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, TALL = 8 /* rows of a product's tile */ };
+enum { TO_V, TO_K, TO_ALPHA, TO_BETA, TO_Q, MAPS }; /* the maps of x */
 enum { OUT_STATE = 0, OUT_SPIKES = 1, OUT_READ = 2 };
 enum { ZERO, ATAN, FAST_SIGMOID, SIGMOID, STRAIGHT, TRIANGULAR, SIGN }; /* the surrogates, as numbered in nn/surrogate.py */
 
@@ -90,6 +92,14 @@ HOT vec sigmoid(vec z) {
     return 1 / (1 + e * (vec)power);
 }
 
+/* Of `count` numbers, a multiple of LANES, in place; several at a time, since each is a long chain. */
+HOT void sigmoids(double *z, int64_t count) {
+    int64_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        for (int h = 0; h < 4; h++) VEC(z + i + h * LANES) = sigmoid(CVEC(z + i + h * LANES));
+    for (; i < count; i += LANES) VEC(z + i) = sigmoid(CVEC(z + i));
+}
+
 /* Where S fires. */
 typedef struct {
     int32_t row, column;
@@ -114,8 +124,23 @@ static void meet(const team *my) {
     }
 }
 
+/* Rows of an array: number list[c], or c where there is no list. */
+typedef struct {
+    const unsigned char *list;
+    int64_t count;
+} chosen;
+
+HOT int64_t chosen_row(const chosen *rows, int64_t c) { return rows->list ? rows->list[c] : c; }
+
+#define REAL double
+#define NAME(f) f##_f64
+#include "memory_product.inc"
+#undef REAL
+#undef NAME
+
 #define REAL float
 #define NAME(f) f##_f32
+#include "memory_product.inc"
 #include "memory_body.inc"
 #undef REAL
 #undef NAME

@@ -7,13 +7,13 @@ typedef struct {
     int32_t thresholds;
     double slope;
     int64_t inputs;
-    const void *in, *q, *x, *weight, *bias;
+    const void *in, *q, *x, *weight[5], *bias[5];
     const double *threshold, *start;
     double *checkpoints, *end;
     void *y;
     const void *dy;
     const double *dend;
-    void *din, *dq, *dx, *dweight, *dbias;
+    void *din, *dq, *dx, *dweight[5], *dbias[5];
     double *dthreshold, *dstart;
     void *area;
 } sd_memory;

@@ -238,10 +238,28 @@ class MemoryLayer(nn.Module):
             return triton_memory.states, self.project(x)
         return self.routes[method], self.project(x)
 
+    def _given(self, x: Tensor, query: bool) -> dict[str, Tensor]:
+        """What the native core takes: x and the maps that it can make itself, and the results of the others, which have hooks or top-k."""
+        given, written = {}, all(plain(one) for one in self._writers()) and self.topk_k is None and self.topk_v is None
+        maps = dict(zip(memory_native.MAPS, self._writers(), strict=False)) if written else {}
+        if query and self.to_q is not None and plain(self.to_q):
+            maps["q"] = self.to_q
+        if maps:
+            given["x"] = x
+        if not written:
+            given["in"] = self._packed(x)
+        if query and self.to_q is not None and "q" not in maps:
+            given["q"] = self.to_q(x)
+        for name, one in maps.items():
+            given |= {f"weight_{name}": one.weight, f"bias_{name}": one.bias}
+        return given
+
     @full_precision
     def memory(self, x: Tensor, state: Tensor | None = None) -> Tensor:
         """All states `S (T, B, d, n)` of an input `(T, B, in_dim)`: what is compared with the recurrence. It holds S in memory."""
         start = self._check(x, state)
+        if self.route(x) == "native":
+            return memory_native.run(self._given(x, query=False), start, self.delta)[0]
         run, inputs = self._route(x)
         states, _ = run(inputs, start)
         return states
@@ -264,7 +282,7 @@ class MemoryLayer(nn.Module):
         """Some batch elements from beginning to end."""
         surrogate = recognise(self.spike_grad)
         if self.route(x) == "native" and isinstance(surrogate, Surrogate) and self._fuses():
-            return self._fused(x.contiguous(), start, surrogate)
+            return self._fused(x, start, surrogate)
         run, inputs = self._route(x)
         return self._torch(run, inputs, None if self.to_q is None else self.to_q(x), start)
 
@@ -275,10 +293,7 @@ class MemoryLayer(nn.Module):
 
     def _fused(self, x: Tensor, start: Tensor, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
         """State, spikes and read-out in the native core."""
-        query: tuple[Tensor, ...] = ()
-        if self.to_q is not None:
-            query = (x, self.to_q.weight, self.to_q.bias) if plain(self.to_q) else (self.to_q(x),)
-        y, last = memory_native.spikes(self._packed(x), query, self.threshold, start, surrogate, self.delta)
+        y, last = memory_native.run(self._given(x, query=True), start, self.delta, self.threshold, surrogate)
         return y if self._plain_spikes() else y * self.graded_spikes_factor, last
 
     def _plain_spikes(self) -> bool:

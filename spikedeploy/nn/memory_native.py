@@ -6,6 +6,7 @@ query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel forms t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.surrogate import Surrogate
 
 STATE, SPIKES, READ = 0, 1, 2  # what the kernel puts out: S, spikes, or what is read with them
+
+MAPS = ("v", "k", "alpha", "beta", "q")
+"""The maps of x, in the order of the native core."""
 
 Arrays = Mapping[str, Tensor | None]
 Settings = dict[str, Any]
@@ -42,10 +46,10 @@ def why_not(x: Tensor) -> str:
 
 
 def states(delta: bool) -> Route:
-    """The route to all states `(T, B, d, n)` and the last one, float64, from the packed inputs `(T, B, d + 2n [+ 1])`."""
+    """The route to all states `(T, B, d, n)` and the last one, float64, from what writes them, packed `(T, B, d + 2n [+ 1])`."""
 
     def route(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
-        return _call(inputs[0], (), state.new_zeros(1), state, {"delta": int(delta), "output": STATE})
+        return run({"in": inputs[0]}, state, delta)
 
     return route
 
@@ -53,84 +57,89 @@ def states(delta: bool) -> Route:
 def spikes(
     packed: Tensor, query: tuple[Tensor, ...], threshold: Tensor, state: Tensor, surrogate: Surrogate, delta: bool = False
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Spikes `(T, B, d*n)`, or `vec(P_t Q_t)` `(T, B, d*d)` with a query, and the last state.
+    """Spikes `(T, B, d*n)`, or `vec(P_t Q_t)` `(T, B, d*d)` with a query `(Q (T, B, n*d),)`, and the last state: `run` on packed inputs."""
+    return run({"in": packed, **dict(zip(("q",), query, strict=False))}, state, delta, threshold, surrogate)
 
-    packed      `(T, B, d + 2n [+ 1])`: v, k, the logits of alpha and, for Gen3 (`delta`, which normalises k), that of beta
-    query       none; or `Q (T, B, n*d)`; or `x (T, B, m)`, the weight `(n*d, m)` and the bias `(n*d,)` of its map
+
+def run(
+    given: Mapping[str, Tensor], state: Tensor, delta: bool, threshold: Tensor | None = None, surrogate: Surrogate | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the memory puts out and its last state: all states `(T, B, d, n)`; with a surrogate gradient the spikes `(T, B, d*n)`; with a query
+    besides, `vec(P_t Q_t)` `(T, B, d*d)`.
+
+    given       by name: `x (T, B, m)` and per map its `weight_v (d, m)`, `bias_v (d,)`, and so on for k, alpha, beta and q; or, made already,
+                `in (T, B, d + 2n [+ 1])`, which is v, k, the logits of alpha and for Gen3 that of beta side by side, and `q (T, B, n*d)`
+    delta       Gen3, which normalises k
     threshold   one number, or one per cell
     """
-    settings = {"delta": int(delta), "output": READ if query else SPIKES, "surrogate": surrogate.code, "slope": surrogate.k}
-    y, last = _call(packed, query, threshold.double().reshape(-1), state, settings)
-    return y.flatten(-2), last
+    output = STATE if surrogate is None else READ if "q" in given or "weight_q" in given else SPIKES
+    settings: Settings = {"delta": int(delta), "output": output}
+    if surrogate is not None:
+        settings |= {"surrogate": surrogate.code, "slope": surrogate.k}
+    limit = state.new_zeros(1) if threshold is None else threshold.double().reshape(-1)
+    arguments = {"threshold": limit, "start": state, **given}
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in arguments.values())
+    arrays = (x.contiguous() for x in arguments.values())
+    y, last = _Memory.apply(settings, keep, tuple(arguments), *arrays)  # type: ignore[no-untyped-call]
+    return (y if output == STATE else y.flatten(-2)), last
 
 
-def _call(packed: Tensor, query: tuple[Tensor, ...], limit: Tensor, state: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    arguments = (packed, limit, state, *query)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in arguments)
-    result: tuple[Tensor, Tensor] = _Memory.apply(settings, keep, *(x.contiguous() for x in arguments))  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Job:
-    """One description of a call of the kernel. The caller keeps the arrays; `result` is the largest of them, about to be written whole."""
-
-    def __init__(self, direction: str, result: Tensor, packed: Tensor, state: Tensor, settings: Settings, arrays: Arrays) -> None:
-        ffi, lib = native.core()
-        job = ffi.new("sd_memory *", settings)
-        job.steps, job.batch = packed.shape[:2]
-        job.d, job.n = state.shape[1:]
-        job.threads = 1 if job.steps * state.numel() < PARALLEL_FROM else torch.get_num_threads()
-        for name, array in arrays.items():
-            if array is not None:
-                setattr(job, name, ffi.cast("void *", array.data_ptr()))
-        suffix = "f64" if packed.dtype == torch.float64 else "f32"
-        area = torch.zeros(getattr(lib, f"sd_memory_area_{suffix}")(job, int(direction == "backward")), dtype=torch.uint8)
-        job.area = ffi.cast("void *", area.data_ptr())
-        lib.sd_memory_announce(ffi.cast("void *", result.data_ptr()), result.numel() * result.element_size())
-        getattr(lib, f"sd_memory_{direction}_{suffix}")(job)
-
-
-QUERIES: dict[int, tuple[str, ...]] = {0: (), 1: ("q",), 3: ("x", "weight", "bias")}
-"""The query's tensors, by their number."""
-
-
-def _gradients(names: tuple[str, ...], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> dict[str, Tensor]:
-    """Room for the gradients of the query's tensors; the map's weight and bias have theirs together."""
-    together = [any(wanted[1:]) if name in ("weight", "bias") else one for name, one in zip(names, wanted, strict=True)]
-    return {f"d{name}": torch.empty_like(one) for name, one, want in zip(names, tensors, together, strict=True) if want}
+def _call(direction: str, dtype: torch.dtype, shape: Sequence[int], settings: Settings, arrays: Arrays) -> None:
+    """The kernel on `shape`, that is T, B, d, n; a gradient that is not wanted has no array."""
+    ffi, lib = native.core()
+    job = ffi.new("sd_memory *", settings)
+    job.steps, job.batch, job.d, job.n = shape
+    job.threads = 1 if math.prod(shape) < PARALLEL_FROM else torch.get_num_threads()
+    for name, array in arrays.items():
+        if array is not None:
+            field, _, of = name.partition("_")
+            address = ffi.cast("void *", array.data_ptr())
+            if of:
+                getattr(job, field)[MAPS.index(of)] = address
+            else:
+                setattr(job, field, address)
+    suffix = "f64" if dtype == torch.float64 else "f32"
+    area = torch.zeros(getattr(lib, f"sd_memory_area_{suffix}")(job, int(direction == "backward")), dtype=torch.uint8)
+    job.area = ffi.cast("void *", area.data_ptr())
+    getattr(lib, f"sd_memory_{direction}_{suffix}")(job)
 
 
 class _Memory(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, settings: Settings, keep: bool, packed: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        limit, state, *tensors = others
-        (steps, batch), (d, n) = packed.shape[:2], state.shape[1:]
-        names = QUERIES[len(tensors)]
-        settings = settings | {"thresholds": limit.numel(), "inputs": tensors[0].shape[-1] if "x" in names else 0}
-        y = empty((steps, batch, d, d if settings["output"] == READ else n), packed.dtype)
+    def forward(ctx: Any, settings: Settings, keep: bool, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        arrays: dict[str, Tensor | None] = dict(zip(names, tensors, strict=True))
+        limit, state, given = tensors[0], tensors[1], tensors[2]
+        shape = (steps, batch, d, n) = *given.shape[:2], *state.shape[1:]
+        settings = settings | {"thresholds": limit.numel(), "inputs": given.shape[2] if "x" in names else 0}
+        y, end = empty((steps, batch, d, d if settings["output"] == READ else n), given.dtype), torch.empty_like(state)
         _, lib = native.core()
-        end, segments = torch.empty_like(state), -(-steps // lib.sd_memory_segment(d, n))
-        checkpoints = state.new_empty(segments * state.numel()) if keep else None
-        arrays = {"in": packed, "threshold": limit, "start": state, "end": end, "checkpoints": checkpoints, "y": y}
-        _Job("forward", y, packed, state, settings, arrays | dict(zip(names, tensors, strict=True)))
-        ctx.save_for_backward(packed, limit, checkpoints, *tensors)
-        ctx.settings, ctx.shape = settings, state.shape
+        checkpoints = state.new_empty(-(-steps // lib.sd_memory_segment(d, n)) * state.numel()) if keep else None
+        _call("forward", y.dtype, shape, settings, arrays | {"y": y, "end": end, "checkpoints": checkpoints})
+        ctx.save_for_backward(checkpoints, *tensors)
+        ctx.settings, ctx.names, ctx.shape = settings, names, shape
         ctx.set_materialize_grads(False)
         return y, end
 
     @staticmethod
     @once_differentiable("matrix memory, method 'native'", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        packed, limit, checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
-        (steps, batch), (d, n) = packed.shape[:2], ctx.shape[1:]
-        dy = packed.new_zeros(steps, batch, d, d if tensors else n) if grads[0] is None else grads[0].contiguous()
-        dend = limit.new_zeros(ctx.shape) if grads[1] is None else grads[1].contiguous()
-        dpacked, dstart, names = torch.empty_like(packed), torch.empty_like(dend), QUERIES[len(tensors)]
-        dlimit = torch.empty_like(dend) if ctx.needs_input_grad[3] else None
-        dquery = _gradients(names, tensors, ctx.needs_input_grad[5:])
-        arrays = {"in": packed, "threshold": limit, "checkpoints": checkpoints, "dy": dy, "dend": dend, "din": dpacked, "dstart": dstart}
-        arrays |= {"dthreshold": dlimit} | dquery | dict(zip(names, tensors, strict=True))
-        _Job("backward", dpacked, packed, dend, ctx.settings, arrays)
-        if dlimit is not None:
-            dlimit = dlimit.sum(0).flatten() if limit.numel() > 1 else dlimit.sum().reshape(1)
-        return (None, None, dpacked, dlimit, dstart, *(dquery.get(f"d{name}") for name in names))
+        checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        limit, state, given = tensors[:3]
+        steps, batch, d, n = ctx.shape
+        columns = d if ctx.settings["output"] == READ else n
+        dy = given.new_zeros(steps, batch, d, columns) if grads[0] is None else grads[0].contiguous()
+        dend = torch.zeros_like(state) if grads[1] is None else grads[1].contiguous()
+        found = _room(ctx.names, tensors, ctx.needs_input_grad[3:])
+        limits = found["dthreshold"] = torch.empty_like(state) if ctx.needs_input_grad[3] else None
+        arrays = dict(zip(ctx.names, tensors, strict=True)) | found | {"checkpoints": checkpoints, "dy": dy, "dend": dend}
+        _call("backward", given.dtype, ctx.shape, ctx.settings, arrays)
+        if limits is not None:
+            found["dthreshold"] = limits.sum(0).flatten() if limit.numel() > 1 else limits.sum().reshape(1)
+        return (None, None, None, *(found.get(f"d{name}") for name in ctx.names))
+
+
+def _room(names: Sequence[str], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> dict[str, Tensor | None]:
+    """Room for the gradients by name: those that the kernel always puts out, and those that are wanted, of a map both or none."""
+    maps = {name.partition("_")[2] for name, want in zip(names, wanted, strict=True) if want and "_" in name}
+    needed = [want or name in ("in", "start") or name.partition("_")[2] in maps for name, want in zip(names, wanted, strict=True)]
+    return {f"d{name}": torch.empty_like(one) for name, one, need in zip(names, tensors, needed, strict=True) if need}
