@@ -42,8 +42,8 @@ SETTINGS: tuple[tuple[str, dict[str, str]], ...] = (
 )
 """Allocator by name, and what the environment of the process says; without OMP_NUM_THREADS torch takes all cores."""
 NOTE = (
-    "what bounds the ratio: the products with W_q cost d*n*in_dim multiply-adds per step each, three on both sides and one more here (Q "
-    "once more in the backward, which saves its memory), and the gradient of the spikes d*d*n; spikes are added as rows, with no product"
+    "what bounds the ratio: two products of d*d*n multiply-adds per step (Q once more in the backward, and the gradient of the spikes), "
+    "three more of d*n*in_dim over the columns that fire, and what a call of torch costs"
 )
 TARGET_SPEED, TARGET_MEMORY, TARGET_GEN3 = 5.0, 0.25, 3.0
 

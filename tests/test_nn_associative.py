@@ -16,7 +16,7 @@ from memory_gradients import close, gradients, sizes
 from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput
-from spikedeploy.nn import AssociativeLeaky, memory_native
+from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky, memory_native
 from spikedeploy.nn.surrogate import KINDS, Surrogate
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
@@ -277,6 +277,72 @@ def test_bits_do_not_depend_on_the_number_of_threads(batch: int, delta: bool, us
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("layer_type", [AssociativeLeaky, DeltaRuleLeaky])
+def test_bits_of_a_layer_do_not_depend_on_the_number_of_threads(batch: int, layer_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel makes the projections too, and sums their gradients over the batch and over time."""
+    monkeypatch.setattr(memory_native, "PARALLEL_FROM", 0)
+    torch.manual_seed(4)
+    layer, before, runs = layer_type(5, 21, 18, threshold=0.3, learn_threshold=True), torch.get_num_threads(), []
+    x, start = torch.randn(150, batch, 5), torch.randn(batch, 21, 18, dtype=torch.float64)
+    try:
+        for threads in (1, 2, 3, 4, 9):
+            torch.set_num_threads(threads)
+            runs.append(gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start))
+    finally:
+        torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(torch.equal(other[name], value) for name, value in runs[0].items())
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("threshold", [-1e9, 1e9, 0.2])
+@pytest.mark.parametrize("t, b, d, n, m", [(1, 1, 1, 1, 1), (131, 2, 17, 33, 9), (65, 3, 40, 20, 17), (40, 1, 48, 64, 33)])
+def test_any_rate_and_size(threshold: float, t: int, b: int, d: int, n: int, m: int) -> None:
+    """Products go over the cells that fire: all of them, none, some; widths that fill the kernel's vectors and that do not."""
+    layer = make(d, n, m, method="native", threshold=threshold, spike_grad="straight_through").double()
+    x, start = torch.randn(t, b, m, dtype=torch.float64), torch.randn(b, d, n, dtype=torch.float64)
+    expected = gradients(lambda x, s: loop(layer, x, s, Surrogate("straight_through")), layer, x, start)
+    for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
+        close(value, expected[name], 1e-9, name)
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("hooked", ["to_q", "to_k"])
+def test_maps_with_hooks_are_called(hooked: str) -> None:
+    """The kernel makes the plain ones; what a hook sees and changes is made outside of it."""
+    layer, seen = make(5, 6, 3, method="native").double(), []
+    getattr(layer, hooked).register_forward_hook(lambda module, inputs, y: seen.append(y) or y * 2)
+    x, start = torch.randn(70, 2, 3, dtype=torch.float64), torch.zeros(2, 5, 6, dtype=torch.float64)
+    found = gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start)
+    assert len(seen) == 1
+    expected = gradients(lambda x, s: loop(layer, x, s, Surrogate()), layer, x, start)
+    for name, value in expected.items():
+        close(found[name], value, 1e-9, name)
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("retention, steps", [(None, 700), (1000.0, 700), (None, 20_000)])
+@pytest.mark.parametrize("kind", ["fast_sigmoid", "sigmoid"])
+def test_float32_gradients_where_the_surrogate_is_steep(kind: str, retention: float | None, steps: int) -> None:
+    """The kernel makes what writes the state in float64, so the slope of a spike is taken where it is."""
+    found, x, seed = [], torch.randn(steps, 1, 16), torch.randn(steps, 1, 256)
+    for dtype in (torch.float32, torch.float64):
+        options: dict[str, Any] = {
+            "spike_grad": kind,
+            "initial_retention": retention,
+            "threshold": torch.ones(256),
+            "learn_threshold": True,
+        }
+        layer = make(16, 16, 16, method="native", **options).to(dtype)
+        given = x.to(dtype, copy=True).requires_grad_()
+        wanted = {"x": given, **dict(layer.named_parameters())}
+        found.append(dict(zip(wanted, torch.autograd.grad(layer(given), list(wanted.values()), seed.to(dtype)), strict=True)))
+    for name, wide in found[1].items():
+        close(found[0][name], wide, 1e-5, name)
+
+
 def test_dyadic_models_are_bit_equal() -> None:
     """alpha = sigmoid(0) = 1/2 and whole weights: every operation is exact, ties at the threshold included."""
     layers = [make(3, 4, 2, method=method) for method in METHODS]
@@ -411,6 +477,12 @@ def test_initial_retention_is_the_bias() -> None:
 def test_what_cannot_be_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         AssociativeLeaky(2, 2, 3, **options)
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+def test_two_dtypes_are_refused() -> None:
+    with pytest.raises(BadInput, match="one dtype is needed"):
+        make(2, 3, 2, method="native")(torch.randn(4, 1, 2, dtype=torch.float64))
 
 
 def test_wrong_shapes_are_refused() -> None:

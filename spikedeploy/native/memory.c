@@ -13,12 +13,14 @@
  * same order, so it sees the same spikes; dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
  *
  * State, decay and the adjoint G are float64: over many steps near alpha = 1 float32 would lose 1e-5. Inputs and outputs are float32
- * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by steps elsewhere. What is
- * summed over rows is summed per group of rows first, in groups that depend on d alone, so results do not depend on the threads.
+ * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by columns for the query, by steps
+ * elsewhere. Sums over rows or columns are formed per group of them, in groups that depend on d and n alone, and sums over time and batch in one
+ * order, so results do not depend on the threads.
  *
- * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four of
- * them in (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end (B, d, n), dend the gradient that reaches the end;
- * checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query; dthreshold (B, d, n). NULL where a gradient is not wanted.
+ * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four
+ * `in` (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end
+ * (B, d, n), dend the gradient that reaches the end; checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query;
+ * dthreshold (B, d, n). NULL where a gradient is not wanted.
  */
 #include <math.h>
 #include <omp.h>
@@ -32,7 +34,7 @@
 #include "huge.inc"
 #include "memory.h"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, TALL = 8 /* rows of a product's tile */ };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, KEEP_EACH = 16, TALL = 8 /* rows of a product's tile */ };
 enum { TO_V, TO_K, TO_ALPHA, TO_BETA, TO_Q, MAPS }; /* the maps of x */
 enum { OUT_STATE = 0, OUT_SPIKES = 1, OUT_READ = 2 };
 enum { ZERO, ATAN, FAST_SIGMOID, SIGMOID, STRAIGHT, TRIANGULAR, SIGN }; /* the surrogates, as numbered in nn/surrogate.py */
@@ -73,8 +75,9 @@ HOT void totals(const vec *x, double *to) {
 HOT int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Steps from one checkpoint to the next: a segment's gradients of all cells should stay in the L2 cache. */
-int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : 64; }
+/* Steps from one checkpoint to the next, at most 255: a segment's gradients of all cells should stay in the L2 cache, and its phases should be long
+   enough for threads to meet between them. */
+int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : d * n > 512 ? 64 : 128; }
 
 /* Says that a result of so many bytes will be written whole. */
 void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }

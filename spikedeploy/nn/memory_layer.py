@@ -240,18 +240,20 @@ class MemoryLayer(nn.Module):
 
     def _given(self, x: Tensor, query: bool) -> dict[str, Tensor]:
         """What the native core takes: x and the maps that it can make itself, and the results of the others, which have hooks or top-k."""
-        given, written = {}, all(plain(one) for one in self._writers()) and self.topk_k is None and self.topk_v is None
-        maps = dict(zip(memory_native.MAPS, self._writers(), strict=False)) if written else {}
-        if query and self.to_q is not None and plain(self.to_q):
-            maps["q"] = self.to_q
+        writers, given = self._writers(), {}
+        made = self.topk_k is not None or self.topk_v is not None or not all(map(plain, writers))
+        maps = {} if made else dict(zip(memory_native.MAPS, writers, strict=False))
+        if made:
+            given["in"] = self._packed(x)
+        if query and (to_q := self.to_q) is not None:
+            if plain(to_q):
+                maps["q"] = to_q
+            else:
+                given["q"] = to_q(x)
         if maps:
             given["x"] = x
-        if not written:
-            given["in"] = self._packed(x)
-        if query and self.to_q is not None and "q" not in maps:
-            given["q"] = self.to_q(x)
         for name, one in maps.items():
-            given |= {f"weight_{name}": one.weight, f"bias_{name}": one.bias}
+            given[f"weight_{name}"], given[f"bias_{name}"] = one.weight, one.bias
         return given
 
     @full_precision
@@ -274,8 +276,12 @@ class MemoryLayer(nn.Module):
         """
         start = self._check(x, state)
         size = self.batch_chunk or x.shape[1]
-        pieces = [self._piece(part, first) for part, first in zip(x.split(size, 1), start.split(size), strict=True)]  # type: ignore[no-untyped-call]
-        y, last = pieces[0] if len(pieces) == 1 else (torch.cat([y for y, _ in pieces], 1), torch.cat([last for _, last in pieces]))
+        if size >= x.shape[1]:
+            y, last = self._piece(x, start)
+        else:
+            parts = zip(x.split(size, 1), start.split(size), strict=True)  # type: ignore[no-untyped-call]
+            pieces = [self._piece(part, first) for part, first in parts]
+            y, last = torch.cat([y for y, _ in pieces], 1), torch.cat([last for _, last in pieces])
         return (y, last) if return_state else y
 
     def _piece(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

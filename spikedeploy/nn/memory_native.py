@@ -1,7 +1,7 @@
 """The matrix memories in the native core, forward and backward: what `method="native"` runs.
 
 S never reaches RAM: segments of 32 or 64 steps leave one checkpoint each, and the backward recomputes a segment from it. Nor does the
-query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel forms the rows of it that a spike selects.
+query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel takes x and the maps, and forms the rows of Q that a spike selects.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spikedeploy import native
+from spikedeploy.errors import BadInput, message
 from spikedeploy.nn.allocator import empty
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.once import once_differentiable
@@ -64,14 +65,17 @@ def spikes(
 def run(
     given: Mapping[str, Tensor], state: Tensor, delta: bool, threshold: Tensor | None = None, surrogate: Surrogate | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the memory puts out and its last state: all states `(T, B, d, n)`; with a surrogate gradient the spikes `(T, B, d*n)`; with a query
-    besides, `vec(P_t Q_t)` `(T, B, d*d)`.
+    """What the memory puts out and its last state: all states `(T, B, d, n)`; with a surrogate gradient the spikes `(T, B, d*n)`; with a
+    query besides, `vec(P_t Q_t)` `(T, B, d*d)`.
 
-    given       by name: `x (T, B, m)` and per map its `weight_v (d, m)`, `bias_v (d,)`, and so on for k, alpha, beta and q; or, made already,
-                `in (T, B, d + 2n [+ 1])`, which is v, k, the logits of alpha and for Gen3 that of beta side by side, and `q (T, B, n*d)`
+    given       by name: `x (T, B, m)` and per map its `weight_v (d, m)`, `bias_v (d,)`, and so on for k, alpha, beta and q; instead of
+                the first four `in (T, B, d + 2n [+ 1])`, their results side by side, instead of the last `q (T, B, n*d)`
     delta       Gen3, which normalises k
     threshold   one number, or one per cell
+
+    Raises `BadInput` where these are of more than one dtype.
     """
+    _same_kind(given)
     output = STATE if surrogate is None else READ if "q" in given or "weight_q" in given else SPIKES
     settings: Settings = {"delta": int(delta), "output": output}
     if surrogate is not None:
@@ -82,6 +86,17 @@ def run(
     arrays = (x.contiguous() for x in arguments.values())
     y, last = _Memory.apply(settings, keep, tuple(arguments), *arrays)  # type: ignore[no-untyped-call]
     return (y if output == STATE else y.flatten(-2)), last
+
+
+def _same_kind(given: Mapping[str, Tensor]) -> None:
+    """The kernel reads all of them as numbers of one type in this machine's memory."""
+    first = next(iter(given.values()))
+    for name, one in given.items():
+        if one.dtype != first.dtype or one.device.type != "cpu":
+            found = f"{name.replace('_', ' of ')} in {one.dtype} on {one.device.type} beside an input in {first.dtype}"
+            raise BadInput(
+                message("a matrix memory", found, "one dtype is needed, on a CPU", "Move the layer or its input, as by layer.to(x).")
+            )
 
 
 def _call(direction: str, dtype: torch.dtype, shape: Sequence[int], settings: Settings, arrays: Arrays) -> None:
@@ -110,7 +125,7 @@ class _Memory(torch.autograd.Function):
         arrays: dict[str, Tensor | None] = dict(zip(names, tensors, strict=True))
         limit, state, given = tensors[0], tensors[1], tensors[2]
         shape = (steps, batch, d, n) = *given.shape[:2], *state.shape[1:]
-        settings = settings | {"thresholds": limit.numel(), "inputs": given.shape[2] if "x" in names else 0}
+        settings = settings | {"thresholds": limit.numel(), "inputs": tensors[names.index("x")].shape[2] if "x" in names else 0}
         y, end = empty((steps, batch, d, d if settings["output"] == READ else n), given.dtype), torch.empty_like(state)
         _, lib = native.core()
         checkpoints = state.new_empty(-(-steps // lib.sd_memory_segment(d, n)) * state.numel()) if keep else None
