@@ -480,9 +480,15 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native core")
-def test_two_dtypes_are_refused() -> None:
-    with pytest.raises(BadInput, match="one dtype is needed"):
+def test_maps_that_do_not_fit_are_refused() -> None:
+    """The kernel reads their memory as what the layer says they are."""
+    with pytest.raises(BadInput, match="in torch"):
         make(2, 3, 2, method="native")(torch.randn(4, 1, 2, dtype=torch.float64))
+    for name, rows, columns in (("to_q", 5, 2), ("to_v", 2, 1), ("to_alpha", 2, 2)):
+        layer = make(2, 3, 2, method="native")
+        setattr(layer, name, torch.nn.Linear(columns, rows))
+        with pytest.raises(BadInput, match=f"weight of {name[3:]} .* is needed"):
+            layer(torch.randn(4, 1, 2))
 
 
 def test_wrong_shapes_are_refused() -> None:

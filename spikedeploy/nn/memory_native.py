@@ -73,9 +73,9 @@ def run(
     delta       Gen3, which normalises k
     threshold   one number, or one per cell
 
-    Raises `BadInput` where these are of more than one dtype.
+    Raises `BadInput` where these do not fit each other.
     """
-    _same_kind(given)
+    _check(given, state, delta)
     output = STATE if surrogate is None else READ if "q" in given or "weight_q" in given else SPIKES
     settings: Settings = {"delta": int(delta), "output": output}
     if surrogate is not None:
@@ -88,15 +88,18 @@ def run(
     return (y if output == STATE else y.flatten(-2)), last
 
 
-def _same_kind(given: Mapping[str, Tensor]) -> None:
-    """The kernel reads all of them as numbers of one type in this machine's memory."""
-    first = next(iter(given.values()))
+def _check(given: Mapping[str, Tensor], state: Tensor, delta: bool) -> None:
+    """The kernel takes sizes and type of all arrays from a few of them, and looks at nothing else."""
+    d, n = state.shape[1:]
+    rows = {"v": d, "k": n, "alpha": n, "beta": 1, "q": d * n}
+    width = {"in": d + 2 * n + delta, "q": d * n, "x": given["x"].shape[-1] if "x" in given else 0}
+    dtype = next(iter(given.values())).dtype
     for name, one in given.items():
-        if one.dtype != first.dtype or one.device.type != "cpu":
-            found = f"{name.replace('_', ' of ')} in {one.dtype} on {one.device.type} beside an input in {first.dtype}"
-            raise BadInput(
-                message("a matrix memory", found, "one dtype is needed, on a CPU", "Move the layer or its input, as by layer.to(x).")
-            )
+        field, _, of = name.partition("_")
+        needed = (rows[of], width["x"])[: one.dim()] if of else (*state.shape[:1], width[field])
+        if one.dtype != dtype or one.device.type != "cpu" or tuple(one.shape[-len(needed) :]) != needed:
+            found = f"{name.replace('_', ' of ')} {tuple(one.shape)} in {one.dtype} on {one.device.type}"
+            raise BadInput(message("a matrix memory", found, f"{needed} in {dtype}, as its input, on a CPU is needed"))
 
 
 def _call(direction: str, dtype: torch.dtype, shape: Sequence[int], settings: Settings, arrays: Arrays) -> None:
@@ -127,7 +130,8 @@ class _Memory(torch.autograd.Function):
         shape = (steps, batch, d, n) = *given.shape[:2], *state.shape[1:]
         settings = settings | {"thresholds": limit.numel(), "inputs": tensors[names.index("x")].shape[2] if "x" in names else 0}
         y, end = empty((steps, batch, d, d if settings["output"] == READ else n), given.dtype), torch.empty_like(state)
-        _, lib = native.core()
+        ffi, lib = native.core()
+        lib.sd_memory_announce(ffi.cast("void *", y.data_ptr()), y.numel() * y.element_size())
         checkpoints = state.new_empty(-(-steps // lib.sd_memory_segment(d, n)) * state.numel()) if keep else None
         _call("forward", y.dtype, shape, settings, arrays | {"y": y, "end": end, "checkpoints": checkpoints})
         ctx.save_for_backward(checkpoints, *tensors)
