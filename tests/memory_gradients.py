@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from spikedeploy.nn.surrogate import Surrogate
 
 Run = Callable[[Tensor, Tensor], Any]
 Spike = Callable[[Tensor], Tensor]
@@ -67,3 +70,19 @@ def close(found: Tensor, expected: Tensor, bound: float, what: str = "", size: T
     scale = max(float((expected if size is None else size).abs().max()), 1e-6)
     worst = float((found.double() - expected.double()).abs().max()) / scale
     assert worst <= bound, f"{what}: {worst:.2e} of the largest {'value' if size is None else 'sum of terms'}, {bound:.0e} allowed"
+
+
+def agrees_with_the_loop(layer: Any, loop: Loop, x: Tensor, start: Tensor) -> None:
+    """Outputs, last state and gradients of a float32 layer, and of the same in float64, against autograd through the float64 loop."""
+    wide = deepcopy(layer).double()
+    expected = gradients(lambda x, s: loop(wide, x, s, Surrogate()), wide, x.double(), start)
+    found = gradients(lambda x, s: wide(x, s, return_state=True), wide, x.double(), start)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        close(found[name], value, 1e-9, name)
+    with torch.no_grad():
+        fired = [one.memory(inputs, start).flatten(-2) > one.threshold for one, inputs in ((wide, x.double()), (layer, x))]
+    if torch.equal(*fired):  # no spike within float32 rounding of its threshold
+        terms = sizes(loop, wide, x.double(), start, Surrogate())
+        for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
+            close(value, expected[name], 1e-5, name, terms.get(name))

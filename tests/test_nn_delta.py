@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_gradients import close, gradients, sizes
+from memory_gradients import agrees_with_the_loop, close
 
 from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.errors import BadInput
 from spikedeploy.nn import DeltaRuleLeaky
-from spikedeploy.nn.surrogate import Surrogate
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
 
@@ -95,18 +94,7 @@ def test_states_are_those_of_the_reference(
 def test_outputs_and_gradients_are_those_of_the_float64_loop(method: str, t: int, b: int, d: int, n: int, use_q: bool) -> None:
     options: dict[str, Any] = {"use_q_projection": use_q, "threshold": torch.full((d, n), 0.2), "learn_threshold": True}
     layer = make(d, n, 3, method=method, chunk=17, **options)
-    wide = make(d, n, 3, method=method, chunk=17, **options).double()
-    wide.load_state_dict(layer.state_dict())
-    x, start = torch.randn(t, b, 3), torch.randn(b, d, n, dtype=torch.float64)
-    expected = gradients(lambda x, s: loop(wide, x, s, Surrogate()), wide, x.double(), start)
-    for name, value in gradients(lambda x, s: wide(x, s, return_state=True), wide, x.double(), start).items():
-        close(value, expected[name], 1e-9, name)
-    with torch.no_grad():
-        fired = [one.memory(inputs, start).flatten(-2) > one.threshold for one, inputs in ((wide, x.double()), (layer, x))]
-    if torch.equal(*fired):  # no spike within float32 rounding of its threshold
-        terms = sizes(loop, wide, x.double(), start, Surrogate())
-        for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
-            close(value, expected[name], 1e-5, name, terms.get(name))
+    agrees_with_the_loop(layer, loop, torch.randn(t, b, 3), torch.randn(b, d, n, dtype=torch.float64))
 
 
 @every_method
