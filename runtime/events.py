@@ -279,7 +279,8 @@ class EventEngine:
         rows = slice(first * self.batch, (first + count) * self.batch)
         start = source.start[rows.start : rows.stop + 1]
         inside = slice(start[0], start[-1])
-        return densify(Rows(start - start[0], source.index[inside], source.value[inside], source.ones[rows]), self.program, self.batch)
+        value = None if source.value is None else source.value[inside]
+        return densify(Rows(start - start[0], source.index[inside], value, source.ones[rows]), self.program, self.batch)
 
     def _compiled(
         self, source: Real | Rows, kept: Collection[str], first: int, count: int, size: int

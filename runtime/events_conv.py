@@ -22,6 +22,8 @@ TILE = 128
 
 LANES = 16
 """Of a vector."""
+STEPS = 4
+"""That a tile takes at once, where nobody reads what happens between them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,19 +156,19 @@ def division(by: int) -> tuple[int, int]:
     return -(-(1 << shift) // by), shift
 
 
-def sizes(step: S.Conv2d, seen: Shape, place: Layout) -> tuple[int, ...]:
-    """`n` of the operation."""
+def sizes(step: S.Conv2d, seen: Shape, place: Layout, *, late: bool) -> tuple[int, ...]:
+    """`n` of the operation; late: see `settles_late`."""
     rows, columns = place.rows, place.columns
     return (
         seen[2], place.width, place.patch, place.width // TILE, *place.shape, place.pitch, place.pixel, rows.count, columns.count,
-        rows.jump * place.pitch, columns.jump * place.pixel, place.begin, place.lanes, seen[0] * seen[1], *division(seen[2]),
+        rows.jump * place.pitch, columns.jump * place.pixel, place.begin, place.lanes, seen[0] * seen[1], *division(seen[2]), late,
     )  # fmt: skip
 
 
-def scratch(place: Layout, batch: int, bias: Array) -> Array:
-    """Sums (at the bias between steps), integer sums (at zero), spikes as numbers, tiles touched, spikes as lanes."""
-    memory = aligned((batch, 5, place.lanes), np.float32)
-    memory[:, 0, place.begin : place.begin + place.width] = bias
+def scratch(place: Layout, batch: int, bias: Array, *, integers: bool) -> Array:
+    """Sums of `STEPS` steps (at the bias between groups of steps), tiles touched and three other tables, integer sums (at zero)."""
+    memory = aligned((batch, STEPS * (2 if integers else 1) + 5, place.lanes), np.float32)
+    memory[:, :STEPS, place.begin : place.begin + place.width] = bias
     return memory
 
 
@@ -177,6 +179,20 @@ def settles_once(bias: Array) -> Array:
     2^-100 or more leaves, next to it, no sum between zero and 2^-126: the numbers there are multiples of 2^-124.
     """
     return (bias == 0) | (np.abs(bias) >= np.float32(2.0**-100))
+
+
+def settles_late(terms: list[Array], decay: Array, theta: Array) -> bool:
+    """Whether states may be settled after several steps instead of after each, to the same bytes and spikes.
+
+    terms  what a current is a sum of, each at most once or a whole number of times
+
+    Terms of 2^-78 or more are multiples of 2^-101, and so are their rounded sums. A state below 2^-126 that was not settled becomes no
+    larger by leaking, and adds nothing to a current of 2^-101 or more, whose neighbours are more than 2^-126 away; next to a current of
+    zero it stays below 2^-126. It is above no threshold of 2^-126 or more, so it does not fire and is not reset.
+    """
+    sizes = np.abs(np.concatenate([term.ravel() for term in terms]))
+    exact = not ((sizes > 0) & (sizes < np.float32(2.0**-78))).any() and not (theta < np.finfo(np.float32).tiny).any()
+    return bool(exact and (decay >= 0).all() and (decay <= 1).all())
 
 
 def pool_tables(step: S.SumPool2d, seen: Shape, shape: Shape) -> Array:

@@ -43,11 +43,12 @@ class Events:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Events sorted by row (time outer, sample inner) and index: row r owns entries `start[r]` to `start[r + 1]`."""
+    """Events sorted by row (time outer, sample inner) and index: row r owns entries `start[r]` to `start[r + 1]`.
+    `value` is None for 1 each."""
 
     start: npt.NDArray[np.int64]
     index: npt.NDArray[np.uint32]
-    value: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32] | None
     ones: npt.NDArray[np.uint8]
 
 
@@ -106,7 +107,7 @@ def _in_order(columns: _Columns, size: int, steps: int, batch: int) -> Rows | No
     into = ffi.from_buffer("int64_t[]", start), ffi.from_buffer("uint32_t[]", place), ffi.from_buffer("uint8_t[]", ones)
     if not lib.sd_event_rows(*given, count, size, steps, batch, *into):
         return None
-    return Rows(start, place, np.ones(count, np.float32) if columns.value is None else columns.value, ones)
+    return Rows(start, place, columns.value, ones)
 
 
 def _sorted(columns: _Columns, size: int, steps: int, batch: int) -> Rows:
@@ -134,7 +135,7 @@ def densify(rows: Rows, program: Program, batch: int) -> Real:
     """The dense sequence `(T, B, *input_shape)` that the events stand for."""
     size, count = prod(program.input_shape), len(rows.ones)
     x = np.zeros((count, size), np.float32)
-    x[np.repeat(np.arange(count), np.diff(rows.start)), rows.index] = rows.value
+    x[np.repeat(np.arange(count), np.diff(rows.start)), rows.index] = 1 if rows.value is None else rows.value
     return x.reshape(count // batch, batch, *program.input_shape)
 
 

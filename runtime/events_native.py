@@ -61,7 +61,7 @@ class Machine:
         return found
 
     def pointer(self, kind: str, array: Any) -> Any:
-        return self.ffi.cast(f"{kind} *", array.ctypes.data)
+        return self.ffi.cast(f"{kind} *", self.ffi.from_buffer(array))
 
     def settle(self) -> None:
         """Applies the leaks that were put off."""

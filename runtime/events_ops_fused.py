@@ -122,24 +122,25 @@ def pack_conv(context: Context, group: Group) -> Packed:
     neurons = _neurons(context, group, place.order, place.width)
     start = np.zeros((shape[0], 1, 1), np.float32) if step.bias is None else step.bias[:, None, None]
     bias = padded(start, shape, order=place.order, width=place.width)
-    arrays = neurons.arrays | {
+    whole = integers(
+        context, step, lambda q: conv.weights(step, q.astype(np.int32), place),
+        lambda scale: padded(scale[:, None, None], shape, order=place.order, width=place.width),
+    )  # fmt: skip
+    arrays = neurons.arrays | whole | {
         "weight": conv.weights(step, step.weight, place),
         "bias": bias,
-        "scratch": conv.scratch(place, context.batch, bias),
+        "scratch": conv.scratch(place, context.batch, bias, integers=bool(whole)),
         "taps": conv.tables(step, seen, place),
-        **integers(
-            context, step, lambda q: conv.weights(step, q.astype(np.int32), place),
-            lambda scale: padded(scale[:, None, None], shape, order=place.order, width=place.width),
-        ),
     }  # fmt: skip
-    silent = _silent(neurons, bias)
+    silent, late = _silent(neurons, bias), False
     if silent is not None:
         arrays |= _skipping(context, len(silent))
         silent += silent & conv.settles_once(bias).reshape(len(silent), -1).all(axis=1)
+        late = conv.settles_late([whole["scale"] if whole else step.weight, bias], arrays["decay"], arrays["theta"])
     current = step.name if len(group.steps) > 1 else None
     return Packed(
-        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place), arrays,
-        neurons.slots, silent,
+        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place, late=late),
+        arrays, neurons.slots, silent,
     )  # fmt: skip
 
 

@@ -177,12 +177,10 @@ class Tape:
 
     def feed_events(self, rows: Rows, first: int) -> None:
         """Points the input wire at sorted events, from row `first` on; only where `takes_events`."""
-        pointer, self.given = self.machine.pointer, rows
-        self.wires[INPUT].struct.outside = 1
-        self._listing(
-            pointer("int64_t", rows.start[first:]), pointer("uint32_t", rows.index),
-            pointer("float", rows.value), pointer("uint8_t", rows.ones[first:]),
-        )  # fmt: skip
+        pointer, struct, self.given = self.machine.pointer, self.wires[INPUT].struct, rows
+        struct.outside, struct.amplitude = 1, 1.0
+        value = self.machine.ffi.NULL if rows.value is None else pointer("float", rows.value)
+        self._listing(pointer("int64_t", rows.start[first:]), pointer("uint32_t", rows.index), value, pointer("uint8_t", rows.ones[first:]))
 
     @property
     def takes_events(self) -> bool:
@@ -218,7 +216,7 @@ class Tape:
         for entry, (wire, reduce, into) in zip(table, kept, strict=False):
             entry.wire, entry.reduce, entry.into = self.of(wire).struct, reduce, machine.pointer("float", into)
         ops, count = self.tables[0], len(self.tables[0])
-        before = machine.snapshot()
+        before = [] if self.wires[INPUT].struct.outside else machine.snapshot()  # events were checked before
         fine = machine.lib.sd_event_sequence(
             ops, count, steps, self.steps, machine.batch, machine.threads, self.wires[INPUT].struct, table, len(kept)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -191,3 +193,23 @@ def test_sums_over_windows(seed: int) -> None:
     program = Program(start, (S.SumPool2d("y", ("input",), kernel=kernel, stride=stride, padding=padding),), (Output("y", "y"),))
     x = bursts(program, seed, 6, 2)
     assert_same(*(EventEngine(program, 2, native=n).run(x) for n in (False, True)))
+
+
+@pytest.mark.parametrize("reset", ["none", "subtract", "zero"])
+@pytest.mark.parametrize("exponent", [0, -77, -79, -100, -124])
+def test_states_at_the_end_of_the_normal_range(exponent: int, reset: str) -> None:
+    """Events meet membranes that have just become too small to be kept, or are about to; currents of any size down to that."""
+    rng = np.random.default_rng(exponent + 200)
+    weight = (rng.normal(size=(9, 2, 3, 3)) * 2.0**exponent).astype(np.float32)
+    conv = S.Conv2d("conv", ("input",), weight=weight, bias=None, padding=(1, 1))
+    threshold = np.float32(max(2.0**exponent, 2.0**-126))
+    kind: Literal["zero", "subtract"] = "zero" if reset == "zero" else "subtract"
+    lif: list[S.Step] = [S.LIF("lif", ("conv",), decay=np.float32(0.5), threshold=threshold, reset=kind)]
+    if reset == "none":
+        lif = [S.Integrator("u", ("conv",), decay=np.float32(0.5)), S.Threshold("lif", ("u",), threshold=threshold)]
+    program = Program((2, 6, 7), (conv, *lif), (Output("lif", "lif", "sum"),))
+    compiled, plain = (EventEngine(program, native=native) for native in (True, False))
+    for quiet in range(120 + exponent, 132 + exponent):
+        x = (rng.random((max(quiet, 0) + 9, 1, 2, 6, 7)) < 0.2).astype(np.float32)
+        x[3 : 3 + max(quiet, 0)] = 0
+        assert_same(compiled.run(x), plain.run(x))

@@ -4,43 +4,39 @@
    sum, which is never -0 (the bias is not).
 
    n: 0 W, 1 lanes of all neurons (whole tiles), 2 lanes of a patch's pixel, 3 tiles, 4 O, 5 H', 6 W', 7 lanes of a row, 8 lanes of a pixel, 9..10 rows and
-   pixels of a patch, 11..12 lanes from one to the next, 13 where the neurons begin in the sums, 14 lanes of the sums, 15 C H, 16..17 how to divide by W.
+   pixels of a patch, 11..12 lanes from one to the next, 13 where the neurons begin in the sums, 14 lanes of the sums, 15 C H, 16..17 how to divide by W,
+   18 whether states may be settled after a group of steps (`settles_late` in events_conv.py).
    `taps`: C H times ROW integers, W times COLUMN integers, then per neuron its index on the wire, in the order of a tile's bits. */
 #include "events_common.inc"
+#include "events_patch.inc"
 
-typedef float v8 __attribute__((vector_size(32), may_alias));
-typedef uint32_t q8 __attribute__((vector_size(32), may_alias));
 typedef uint32_t q16 __attribute__((vector_size(64), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 8")
 
 enum { SILENT_ONCE = 2 }; /* of `silent` */
-enum { TILE = 128, VECTORS = TILE / 16 };
-enum { TO, FROM, FIRST, ROW_LOW, ROW_HIGH, ROW };  /* place in the sums, place in the weights, first true tap, true lanes */
-enum { COLUMN = FIRST + 1 };
+enum { TILE = 128, VECTORS = TILE / 16, SIDE = 4, STEPS = 4 }; /* STEPS: that a tile takes at once; SIDE: vectors side by side */
 
-/* What one sample works with: sums and integer sums (of events), spikes as numbers, and per tile of the sums whether an event fell into it. */
+/* What one sample works with, in planes of `lanes` each: sums of STEPS steps, spikes as numbers, per tile of the sums whether an event fell into it, spikes as
+   bits (two words per step and tile), a step's spikes and its words that are not zero, integer sums of STEPS steps. */
 typedef struct {
     float *sum, *spikes, *u;
-    uint32_t *total, *fired;
-    uint8_t *touched; /* all zero between steps */
+    uint8_t *touched; /* all zero between groups of steps */
+    uint64_t *fired;
+    uint32_t *list, *some, *total;
     const float *bias, *scale, *decay, *theta, *amplitude, *reset;
+    int64_t begin, lanes, tiles; /* where the neurons begin in the sums; from one step's sums to the next's */
 } place;
 
 SD_INLINE place place_of(const sd_event_op *op, int64_t b) {
-    const int64_t lanes = op->n[14];
-    float *at = op->scratch + b * 5 * lanes;
-    return (place){at, at + 2 * lanes, op->state ? op->state + b * op->n[1] : NULL, (uint32_t *)(at + lanes), (uint32_t *)(at + 4 * lanes),
-                   (uint8_t *)(at + 3 * lanes), op->bias, op->scale, op->decay, op->theta, op->amplitude, op->reset};
-}
-
-typedef struct {
-    const int32_t *row, *column;
-} taps;
-
-SD_INLINE taps taps_of(const sd_event_op *op, uint32_t index) {
-    const uint32_t line = (uint32_t)((uint64_t)index * (uint64_t)op->n[16] >> op->n[17]);
-    return (taps){op->taps + line * ROW, op->taps + op->n[15] * ROW + (index - line * (uint32_t)op->n[0]) * COLUMN};
+    const int64_t lanes = op->n[14], planes = STEPS * (op->integer ? 2 : 1) + 5;
+    float *plane[6] = {op->scratch + b * planes * lanes};
+    for (int i = 1; i < 6; i++) plane[i] = plane[i - 1] + (i == 1 ? STEPS : 1) * lanes;
+    return (place){
+        .sum = plane[0], .spikes = plane[1], .touched = (uint8_t *)plane[2], .fired = (uint64_t *)plane[3], .list = (uint32_t *)plane[4],
+        .some = (uint32_t *)plane[5], .total = (uint32_t *)(plane[5] + lanes), .u = op->state ? op->state + b * op->n[1] : NULL,
+        .bias = op->bias, .scale = op->scale, .decay = op->decay, .theta = op->theta, .amplitude = op->amplitude, .reset = op->reset,
+        .begin = op->n[13], .lanes = lanes, .tiles = op->n[3]};
 }
 
 /* Marks the tiles that a row's events fall into; all of them where the events are so many that telling tiles apart would not pay. */
@@ -50,68 +46,28 @@ SD_INLINE void touch(const sd_event_op *op, uint8_t *touched, int64_t begin, int
         memset(touched + op->n[13] / TILE, 1, (size_t)op->n[3]);
         return;
     }
+    const grid g = grid_of(op);
     for (int64_t e = begin; e < end; e++) {
-        taps t = taps_of(op, op->source[0]->index[e]);
+        taps t = taps_of(g, op->source[0]->index[e]);
         int64_t at = t.row[TO] + t.column[TO];
         for (int64_t i = 0; i < rows; i++, at += op->n[11])
             for (int64_t tile = at / TILE; tile <= (at + reach) / TILE; tile++) touched[tile] = 1;
     }
 }
 
-/* One event's patch; vectors per pixel, pixels and rows are constants where the caller has them. */
-#define PATCH(NAME, TYPE, VECTOR)                                                                                                                      \
-    SD_INLINE void NAME(const sd_event_op *op, const int rows, const int pixels, const int vectors, TYPE *to, const TYPE *from, TYPE x) {            \
-        for (int i = 0; i < rows; i++, to += op->n[11])                                                                                                \
-            for (int j = 0; j < pixels; j++)                                                                                                           \
-                for (int v = 0; v < vectors; v++, from += sizeof(VECTOR) / 4) ((VECTOR *)(to + j * op->n[12]))[v] += x * *(const VECTOR *)from;       \
-    }
-PATCH(patch_v8, float, v8)
-PATCH(patch_v16, float, v16)
-PATCH(patch_q8, uint32_t, q8)
-PATCH(patch_q16, uint32_t, q16)
-
-/* An infinite or undefined input times the zero of a missing tap is not zero: here only true taps count. */
-static __attribute__((noinline)) void patch_true(const sd_event_op *op, taps t, float *to, const float *from, float x) {
-    const int64_t *n = op->n;
-    for (int64_t i = t.row[FIRST]; i < n[9]; i++)
-        for (int64_t j = t.column[FIRST]; j < n[10]; j++)
-            for (int32_t o = t.row[ROW_LOW]; o < t.row[ROW_HIGH]; o++) to[i * n[11] + j * n[12] + o] += x * from[(i * n[10] + j) * n[2] + o];
-}
-
-#define SCATTER(NAME, TYPE, PATCHES, INTO, WEIGHT, VALUE, CHECK)                                                                    \
-    SD_INLINE void NAME(const sd_event_op *op, const int rows, const int pixels, const int vectors, place p, int64_t begin, int64_t end) {  \
-        const sd_wire *in = op->source[0];                                                                                          \
-        for (int64_t e = begin; e < end; e++) {                                                                                     \
-            taps t = taps_of(op, in->index[e]);                                                                                     \
-            const int32_t at = t.row[TO] + t.column[TO];                                                                            \
-            const TYPE *from = (const TYPE *)op->WEIGHT + t.row[FROM] + t.column[FROM], x = VALUE;                                  \
-            CHECK PATCHES(op, rows, pixels, vectors, p.INTO + at, from, x);                                                         \
-        }                                                                                                                           \
-    }
-#define FINITE if (__builtin_expect(!(x - x == 0.0f), 0)) patch_true(op, t, p.sum + at, from, x); else
-#define GIVEN (in->value ? in->value[e] : in->amplitude)
-SCATTER(scatter_v8, float, patch_v8, sum, weight, GIVEN, FINITE)
-SCATTER(scatter_v16, float, patch_v16, sum, weight, GIVEN, FINITE)
-SCATTER(scatter_q8, uint32_t, patch_q8, total, integer, 1, )
-SCATTER(scatter_q16, uint32_t, patch_q16, total, integer, 1, )
-
-/* Whether this row's currents are integer sums, which they are where all its values are one. */
-SD_INLINE int currents(const sd_event_op *op, int64_t row, place p) {
+/* One step's sums, the `step`-th of the group, in a function of its own because the compiler takes long for it; tells whether they are integer sums, which they are where all values are one. */
+SD_CLONES static int currents(const sd_event_op *op, int64_t row, const place *p, int64_t step) {
     const sd_wire *in = op->source[0];
-    const int rows = (int)op->n[9], pixels = (int)op->n[10], lanes = (int)op->n[2], wide = lanes == op->n[8] && lanes % 16 == 0;
+    const int ones = in->value ? in->ones[row] : in->amplitude == 1.0f, touching = op->n[2] == op->n[12];
+    const int rows = (int)op->n[9], runs = touching ? 1 : (int)op->n[10], lanes = (int)op->n[2] * (touching ? (int)op->n[10] : 1);
     const int64_t begin = in->start[row], end = in->start[row + 1];
-    if (op->silent) touch(op, p.touched, begin, end);
-    if (op->integer && (!in->value || in->ones[row])) {
-        if (wide) scatter_q16(op, rows, pixels, lanes / 16, p, begin, end);
-        else scatter_q8(op, rows, pixels, lanes / 8, p, begin, end);
+    if (op->silent) touch(op, p->touched, begin, end);
+    if (op->integer && (!in->value || ones)) {
+        scatter_integers(op, 1, rows, runs, lanes, p->total + step * p->lanes, begin, end);
         return 1;
     }
-    if (lanes == 8 && rows == 2 && pixels == 2) scatter_v8(op, 2, 2, 1, p, begin, end);
-    else if (lanes == 8 && rows == 3 && pixels == 3) scatter_v8(op, 3, 3, 1, p, begin, end);
-    else if (wide && lanes == 16 && rows == 2 && pixels == 2) scatter_v16(op, 2, 2, 1, p, begin, end);
-    else if (wide && lanes == 16 && rows == 3 && pixels == 3) scatter_v16(op, 3, 3, 1, p, begin, end);
-    else if (wide) scatter_v16(op, rows, pixels, lanes / 16, p, begin, end);
-    else scatter_v8(op, rows, pixels, lanes / 8, p, begin, end);
+    if (ones) scatter(op, 1, rows, runs, lanes, p->sum + step * p->lanes, begin, end);
+    else scatter(op, 0, rows, runs, lanes, p->sum + step * p->lanes, begin, end);
     return 0;
 }
 
@@ -124,20 +80,14 @@ SD_INLINE void turn(const sd_event_op *op, const float *from, const sd_wire *to,
             for (int64_t w = 0; w < n[6]; w++) *y++ = from[h * n[7] + w * n[8] + o];
 }
 
-/* A tile's integer sums as currents; they are zero afterwards. */
-SD_INLINE void scale_tile(place p, int64_t begin, int64_t at) {
+/* A tile's integer sums of one step as currents; they are zero afterwards. */
+SD_INLINE void scale_tile(place p, int64_t step, int64_t at) {
+    const int64_t begin = step * p.lanes + p.begin;
     for (int64_t lane = at; lane < at + TILE; lane += 16) {
         q16 *total = (q16 *)(p.total + begin + lane);
         *(v16 *)(p.sum + begin + lane) = __builtin_convertvector((m16)*total, v16) * *(const v16 *)(p.scale + lane) + *(const v16 *)(p.bias + lane);
         *total = (q16){};
     }
-}
-
-/* A vector of currents; its sums are left as the next step wants them. */
-SD_INLINE v16 take(place p, int64_t begin, int64_t at) {
-    v16 *sum = (v16 *)(p.sum + begin + at), x = *sum;
-    *sum = *(const v16 *)(p.bias + at);
-    return x;
 }
 
 /* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. Several vectors at a time, because
@@ -162,118 +112,147 @@ SD_INLINE void catch_up(place p, int64_t at, int32_t steps, const int once) {
     }
 }
 
-/* What the compiler is to know; `numbers`: spikes are wanted as numbers too. */
+/* What the compiler is to know; `steps` at once, of which only the last settles the states; `numbers`: spikes are wanted as numbers too. */
 typedef struct {
-    int mode, strict, numbers;
+    int mode, strict, steps, numbers;
 } variant;
 
-/* One step of a tile's neurons: in `fired` bit v of byte l tells about lane l of vector v. */
-SD_INLINE void neurons(const variant is, place p, int64_t begin, int64_t at, uint64_t fired[2], uint64_t loud[2]) {
-    m16 spikes = {}, above = {};
-    for (int v = 0; v < VECTORS; v++) {
-        const int64_t lane = at + 16 * v;
-        m16 stays = {};
-        v16 none = {}, d = is.mode == NEURON_THRESHOLD ? none : *(const v16 *)(p.decay + lane);
-        v16 theta = is.mode == NEURON_LEAK ? none : *(const v16 *)(p.theta + lane), reset = is.mode == NEURON_VALUE ? *(const v16 *)(p.reset + lane) : none;
-        v16 *u = is.mode == NEURON_THRESHOLD ? &none : (v16 *)(p.u + lane);
-        m16 now = sd_neuron(is.mode, is.strict, take(p, begin, lane), u, d, theta, reset, &stays);
-        spikes |= now & (1 << v);
-        if (is.mode == NEURON_VALUE) above |= stays;
-        if (is.numbers) *(v16 *)(p.spikes + lane) = *(const v16 *)(p.amplitude + lane) * sd_select(now, sd_splat(1.0f), (v16){});
+/* Sixteen bytes of bits: of byte l bit v tells about lane l of vector v. */
+SD_INLINE void store_bits(uint64_t *to, m16 bits) {
+    b16 bytes = __builtin_convertvector(bits, b16);
+    memcpy(to, &bytes, 16);
+}
+
+/* A tile's neurons through all steps, a few vectors side by side because each waits for itself; the sums are left as the next group wants them. Tells whether
+   a membrane stays above its threshold. */
+SD_INLINE int neurons(const variant is, place p, int64_t tile) {
+    const v16 none = {};
+    m16 spikes[STEPS] = {}, above = {};
+    uint64_t loud[2];
+    for (int v = 0; v < VECTORS; v += SIDE) {
+        const int64_t lane = tile * TILE + 16 * v;
+        v16 u[SIDE], d[SIDE], theta[SIDE], bias[SIDE], reset[SIDE];
+        m16 stays[SIDE] = {};
+        UNROLL for (int i = 0; i < SIDE; i++) {
+            u[i] = is.mode == NEURON_THRESHOLD ? none : ((const v16 *)(p.u + lane))[i];
+            d[i] = is.mode == NEURON_THRESHOLD ? none : ((const v16 *)(p.decay + lane))[i];
+            theta[i] = is.mode == NEURON_LEAK ? none : ((const v16 *)(p.theta + lane))[i];
+            reset[i] = is.mode == NEURON_VALUE ? ((const v16 *)(p.reset + lane))[i] : none;
+            bias[i] = ((const v16 *)(p.bias + lane))[i];
+        }
+        UNROLL for (int s = 0; s < is.steps; s++) {
+            v16 *sum = (v16 *)(p.sum + s * p.lanes + p.begin + lane);
+            UNROLL for (int i = 0; i < SIDE; i++) {
+                const m16 now = sd_neuron_settling(is.steps == 1, is.mode, is.strict, sum[i], &u[i], d[i], theta[i], reset[i], &stays[i]);
+                sum[i] = bias[i];
+                spikes[s] |= now & (1 << (v + i));
+                if (is.numbers) ((v16 *)(p.spikes + lane))[i] = ((const v16 *)(p.amplitude + lane))[i] * sd_select(now, sd_splat(1.0f), none);
+            }
+        }
+        UNROLL for (int i = 0; i < SIDE; i++) {
+            if (is.mode != NEURON_THRESHOLD) ((v16 *)(p.u + lane))[i] = is.steps == 1 ? u[i] : sd_settle(u[i]);
+            above |= stays[i];
+        }
     }
-    b16 bytes = __builtin_convertvector(spikes, b16);
-    memcpy(fired, &bytes, 16);
-    if (is.mode == NEURON_VALUE) bytes = __builtin_convertvector(above, b16);
-    memcpy(loud, &bytes, 16);
+    UNROLL for (int s = 0; s < is.steps; s++) store_bits(p.fired + 2 * (s * p.tiles + tile), spikes[s]);
+    store_bits(loud, above);
+    return (loud[0] | loud[1]) != 0;
 }
 
-/* Appends where a word has ones; the first two are written whether they are there or not, because a wrong guess of their number
-   costs more: a list has room for two more entries. */
-SD_INLINE int64_t list_word(uint32_t *list, int64_t k, int64_t at, uint64_t word) {
-    const uint64_t end = (uint64_t)1 << 63, rest = word & (word - 1);
-    list[k] = (uint32_t)(at + __builtin_ctzll(word | end));
-    list[k + 1] = (uint32_t)(at + __builtin_ctzll(rest | end));
-    int64_t i = k + 2;
-    for (uint64_t more = rest & (rest - 1); more; more &= more - 1) list[i++] = (uint32_t)(at + __builtin_ctzll(more));
-    return k + __builtin_popcountll(word);
-}
-
-/* One step: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. */
-SD_INLINE void step_tiles(const sd_event_op *op, const variant is, int integer, int64_t row, int64_t b, place p) {
-    const int64_t tiles = op->n[3], begin = op->n[13];
-    uint8_t *touched = p.touched + begin / TILE, *loud = op->silent ? op->loud + b * tiles : NULL;
-    int32_t *pending = op->silent ? op->pending + b * tiles : NULL;
-    int64_t spikes = 0;
-    for (int64_t tile = 0; tile < tiles; tile++) {
+/* A group of steps: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. Bit s of `integer`: step s has
+   integer sums. */
+SD_INLINE void step_tiles(const sd_event_op *op, const variant is, int integer, int64_t b, place p) {
+    uint8_t *touched = p.touched + p.begin / TILE, *loud = op->silent ? op->loud + b * p.tiles : NULL;
+    int32_t *pending = op->silent ? op->pending + b * p.tiles : NULL;
+    for (int64_t tile = 0; tile < p.tiles; tile++) {
         const int64_t at = tile * TILE;
-        uint64_t fired[2], above[2];
         if (loud) {
-            if (!(touched[tile] | loud[tile] | !op->silent[tile]) && pending[tile] < INT32_MAX) {
-                pending[tile]++;
+            if (!(touched[tile] | loud[tile] | !op->silent[tile]) && pending[tile] < INT32_MAX - STEPS) {
+                pending[tile] += is.steps;
+                for (int s = 0; s < is.steps; s++) memset(p.fired + 2 * (s * p.tiles + tile), 0, 16);
                 continue;
             }
             if (pending[tile] && op->silent[tile] == SILENT_ONCE) catch_up(p, at, pending[tile], 1);
             else if (pending[tile]) catch_up(p, at, pending[tile], 0);
             pending[tile] = 0;
         }
-        if (integer) scale_tile(p, begin, at);
-        neurons(is, p, begin, at, fired, above);
-        if (loud) loud[tile] = (above[0] | above[1]) != 0;
-        spikes = list_word(p.fired, spikes, at, fired[0]);
-        spikes = list_word(p.fired, spikes, at + TILE / 2, fired[1]);
+        for (int s = 0; integer >> s; s++) if (integer >> s & 1) scale_tile(p, s, at);
+        const int above = neurons(is, p, tile);
+        if (loud) loud[tile] = (uint8_t)above;
     }
-    if (loud) memset(touched, 0, (size_t)tiles);
-    if (!op->out->bits) return;
+    if (loud) memset(touched, 0, (size_t)p.tiles);
+}
+
+/* The spikes of a group of steps, from the order of tiles to the wire's. Three short loops without a branch in them, over words, over those that are not
+   zero, over spikes: wrong guesses of how many there are cost more than the work. */
+SD_INLINE void write_bits(const sd_event_op *op, place p, int64_t steps, int64_t row, int64_t batch) {
     const uint32_t *wire = (const uint32_t *)op->taps + op->n[15] * ROW + op->n[0] * COLUMN;
+    const int64_t words = 2 * p.tiles, apart = batch * op->out->words;
     uint64_t *bits = op->out->bits + row * op->out->words;
-    memset(bits, 0, (size_t)op->out->words * 8);
-    for (int64_t k = 0; k < spikes; k++) bits[wire[p.fired[k]] / 64] |= (uint64_t)1 << (wire[p.fired[k]] % 64);
+    for (int64_t s = 0; s < steps; s++) {
+        const uint64_t *fired = p.fired + s * words;
+        int64_t some = 0, spikes = 0;
+        for (int64_t w = 0; w < words; w++) p.some[some] = (uint32_t)w, some += fired[w] != 0;
+        for (int64_t k = 0; k < some; k++) {
+            const uint32_t at = 64 * p.some[k];
+            uint64_t word = fired[p.some[k]];
+            const int64_t end = spikes + __builtin_popcountll(word);
+            for (; spikes < end; spikes += 4)
+                UNROLL for (int i = 0; i < 4; i++, word &= word - 1) p.list[spikes + i] = wire[at + (uint32_t)__builtin_ctzll(word | (uint64_t)1 << 63)];
+            spikes = end;
+        }
+        memset(bits + s * apart, 0, (size_t)op->out->words * 8);
+        for (int64_t k = 0; k < spikes; k++) bits[s * apart + p.list[k] / 64] |= (uint64_t)1 << (p.list[k] % 64);
+    }
 }
 
 /* The currents as numbers, for whoever reads them. */
 SD_INLINE void show_currents(const sd_event_op *op, int integer, int64_t row, place p) {
-    const int64_t begin = op->n[13];
-    for (int64_t at = 0; integer && at < op->n[1]; at += TILE) scale_tile(p, begin, at);
-    turn(op, p.sum + begin, op->current ? op->current : op->out, row);
-    if (op->mode == NEURON_NONE) memcpy(p.sum + begin, p.bias, (size_t)op->n[1] * sizeof(float));
+    for (int64_t at = 0; integer && at < op->n[1]; at += TILE) scale_tile(p, 0, at);
+    turn(op, p.sum + p.begin, op->current ? op->current : op->out, row);
+    if (op->mode == NEURON_NONE) memcpy(p.sum + p.begin, p.bias, (size_t)op->n[1] * sizeof(float));
+}
+
+/* One step where somebody reads numbers. */
+SD_INLINE void step_shown(const sd_event_op *op, int64_t row, int64_t batch, int64_t b, place p) {
+    const variant is = {op->mode, op->flags & FLAG_STRICT, 1, op->mode > NEURON_LEAK && op->out->dense};
+    int integer = currents(op, row, &p, 0);
+    if (op->current || is.mode == NEURON_NONE) show_currents(op, integer, row, p), integer = 0;
+    if (is.mode == NEURON_NONE) return;
+    step_tiles(op, is, integer, b, p);
+    if (op->out->bits) write_bits(op, p, 1, row, batch);
+    if (op->mem) turn(op, p.u, op->mem, row);
+    if (is.numbers) turn(op, p.spikes, op->out, row);
+}
+
+/* Whether the inputs of a group of steps are all one. */
+SD_INLINE int all_ones(const sd_wire *in, int64_t row, int64_t batch) {
+    int ones = 1;
+    for (int64_t s = 0; s < STEPS; s++) ones &= in->value ? in->ones[row + s * batch] : in->amplitude == 1.0f;
+    return ones;
+}
+
+/* Steps of which only the spikes' bits are read, of the three common neurons, each with everything decided at compile time. */
+SD_INLINE void step_closed(const sd_event_op *op, const int steps, int64_t row, int64_t batch, int64_t b, place p) {
+    int integer = 0;
+    for (int s = 0; s < steps; s++) integer |= currents(op, row + s * batch, &p, s) << s;
+    switch (op->mode) {
+        case NEURON_PLAIN: step_tiles(op, (variant){NEURON_PLAIN, 1, steps, 0}, integer, b, p); break;
+        case NEURON_SUBTRACT: step_tiles(op, (variant){NEURON_SUBTRACT, 1, steps, 0}, integer, b, p); break;
+        default: step_tiles(op, (variant){NEURON_ZERO, 1, steps, 0}, integer, b, p);
+    }
+    write_bits(op, p, steps, row, batch);
 }
 
 SD_CLONES void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
-    const variant is = {op->mode, op->flags & FLAG_STRICT, op->mode > NEURON_LEAK && op->out->dense};
-    const int common = is.strict && !is.numbers ? is.mode : NEURON_NONE, shown = op->current || is.mode == NEURON_NONE;
-    for (int64_t t = 0; t < steps; t++)
-        for (int64_t b = first; b < last; b++) {
+    const int common = (op->mode == NEURON_PLAIN || op->mode == NEURON_SUBTRACT || op->mode == NEURON_ZERO) && op->flags & FLAG_STRICT;
+    const int closed = common && !op->current && !op->mem && !op->out->dense;
+    for (int64_t b = first; b < last; b++)
+        for (int64_t t = 0, now; t < steps; t += now) {
             const int64_t row = t * batch + b;
-            place p = place_of(op, b);
-            int integer = currents(op, row, p);
-            if (shown) show_currents(op, integer, row, p), integer = 0;
-            if (is.mode == NEURON_NONE) continue;
-            switch (common) {
-                case NEURON_PLAIN: step_tiles(op, (variant){NEURON_PLAIN, 1, 0}, integer, row, b, p); break;
-                case NEURON_SUBTRACT: step_tiles(op, (variant){NEURON_SUBTRACT, 1, 0}, integer, row, b, p); break;
-                case NEURON_ZERO: step_tiles(op, (variant){NEURON_ZERO, 1, 0}, integer, row, b, p); break;
-                default: step_tiles(op, is, integer, row, b, p);
-            }
-            if (op->mem) turn(op, p.u, op->mem, row);
-            if (is.numbers) turn(op, p.spikes, op->out, row);
+            now = closed && op->n[18] && steps - t >= STEPS && all_ones(op->source[0], row, batch) ? STEPS : 1;
+            if (now == STEPS) step_closed(op, STEPS, row, batch, b, place_of(op, b));
+            else if (closed) step_closed(op, 1, row, batch, b, place_of(op, b));
+            else step_shown(op, row, batch, b, place_of(op, b));
         }
-}
-
-/* Sums over windows, from events: every event is added to a block of outputs. n: 0 W, 1 C H, 2 outputs, 3 W', 4..5 how to divide by W. `taps`: per input row (of
-   any channel) and then per input column, the first output place and the number of output rows or columns that see it. */
-SD_CLONES void sd_event_pool(const sd_event_op *op, int64_t steps, int64_t batch) {
-    const int64_t *n = op->n;
-    const sd_wire *in = op->source[0];
-    for (int64_t row = 0; row < steps * batch; row++) {
-        float *y = op->out->dense + row * op->out->stride;
-        memset(y, 0, (size_t)n[2] * sizeof(float));
-        for (int64_t e = in->start[row]; e < in->start[row + 1]; e++) {
-            const uint32_t line = (uint32_t)((uint64_t)in->index[e] * (uint64_t)n[4] >> n[5]);
-            const int32_t *down = op->taps + 2 * line, *across = op->taps + 2 * (n[1] + in->index[e] - line * (uint32_t)n[0]);
-            const float x = in->value ? in->value[e] : in->amplitude;
-            float *to = y + down[0] + across[0];
-            for (int32_t i = 0; i < down[1]; i++, to += n[3])
-                for (int32_t j = 0; j < across[1]; j++) to[j] += x;
-        }
-    }
 }

@@ -19,19 +19,22 @@ SD_CLONES static int present(const float *value, int64_t count) {
    after the one before it, or has a value that is zero or not finite; what was written means nothing then. */
 int sd_event_rows(const int64_t *index, const int64_t *time, const int64_t *sample, const float *value, int64_t count, int64_t size, int64_t steps,
                   int64_t batch, int64_t *start, uint32_t *to, uint8_t *ones) {
-    int64_t row = 0, last = -1;
+    const int64_t rows = steps * batch;
+    int64_t last = -1;
+    int32_t bad = 0;
     if (!inside(index, count, size) || !inside(time, count, steps) || (sample && !inside(sample, count, batch))) return 0;
     if (value && !present(value, count)) return 0;
-    start[0] = 0;
-    memset(ones, 1, (size_t)(steps * batch));
+    memset(start, 0, (size_t)(rows + 1) * sizeof(int64_t));
+    memset(ones, 1, (size_t)rows);
     for (int64_t e = 0; e < count; e++) {
-        const int64_t now = time[e] * batch + (sample ? sample[e] : 0);
-        if (now < row || (now == row && index[e] <= last)) return 0;
-        while (row < now) start[++row] = e;
-        last = index[e];
-        to[e] = (uint32_t)last;
+        const int64_t row = time[e] * batch + (sample ? sample[e] : 0), place = row * size + index[e];
+        bad |= place <= last;
+        last = place;
+        to[e] = (uint32_t)index[e];
+        start[row + 1] = e + 1;
         if (value && value[e] != 1.0f) ones[row] = 0;
     }
-    while (row < steps * batch) start[++row] = count;
-    return 1;
+    for (int64_t row = 0; row < rows; row++) /* a row without events ends where the one before it does */
+        if (start[row + 1] < start[row]) start[row + 1] = start[row];
+    return !bad;
 }
