@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard README.md) $(shell find spikedeploy exporters runtime -type f ! -name "*.pyc" ! -name "*.so" ! -name "_core.c" ! -name "*.o")
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard README.md) $(shell find spikedeploy exporters runtime -type f ! -name "*.pyc" ! -name "*.so" ! -name "_core*.c" ! -name "*.o")
 
 .PHONY: demo test test-triton lint types clean
 

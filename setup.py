@@ -1,6 +1,7 @@
 """Only the native core needs code here; everything else is declared in pyproject.toml."""
 
 import os
+import platform
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,11 +26,18 @@ class OptionalNative(build_ext):
             warnings.warn(f"the native core was not built ({error}); spikedeploy will use its slower forms", stacklevel=1)
 
     def build_extension(self, ext: object) -> None:
-        self.compiler.compile = partial(side_by_side, self.compiler.compile)
+        compiler, place = self.compiler.compile, self.build_temp
+        self.compiler.compile, self.build_temp = partial(side_by_side, compiler), os.path.join(place, ext.name)  # objects of their own
         try:
             super().build_extension(ext)
         except Exception as error:
-            warnings.warn(f"the native core was not built ({error}); spikedeploy will use its slower forms", stacklevel=1)
+            warnings.warn(f"{ext.name} was not built ({error}); spikedeploy will use a slower form", stacklevel=1)
+        finally:
+            self.compiler.compile, self.build_temp = compiler, place
 
 
-setup(cffi_modules=["spikedeploy/native/build.py:ffi"], cmdclass={"build_ext": OptionalNative})
+# SPIKEDEPLOY_LEVELS=v4 builds for one machine only (and for every one, which asks which to take): quicker while one works on the C sources.
+LEVELS = os.environ.get("SPIKEDEPLOY_LEVELS", "v3,v4" if platform.machine().lower() in ("x86_64", "amd64") else "")
+CORES = ["every", *filter(None, LEVELS.split(","))]
+
+setup(cffi_modules=[f"spikedeploy/native/build.py:{core}" for core in CORES], cmdclass={"build_ext": OptionalNative})

@@ -1,32 +1,53 @@
 """The native core: one small C library for the training forms and the event-driven engine, and the one switch that turns it off.
 
 `SPIKEDEPLOY_NATIVE=0` in the environment, or no compiler at installation, and every caller uses its pure NumPy or torch form.
+`SPIKEDEPLOY_NATIVE=v3` and `v0` take the core for AVX2 or for every processor where a higher one would fit: the same numbers, slower.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
-VERSION = 1
+VERSION = 2
+
+LEVELS = (4, 3)
+"""Of x86-64: there is a core for each, and one for every processor."""
 
 
 @cache
-def _load() -> tuple[Any, Any] | str:
-    """`(ffi, lib)`, or in words why there is none."""
-    if os.environ.get("SPIKEDEPLOY_NATIVE", "1") == "0":
+def _load() -> Any:
+    """The extension module, or in words why there is none."""
+    switch = os.environ.get("SPIKEDEPLOY_NATIVE", "1")
+    if switch == "0":
         return "switched off by SPIKEDEPLOY_NATIVE=0"
     try:
-        _core: Any = import_module("spikedeploy.native._core")
+        core = _fitting(_checked("_core"), switch)
     except ImportError as error:
         return f"not built ({error})"
-    if _core.lib.sd_version() != VERSION:
-        return f"version {_core.lib.sd_version()} of the library, version {VERSION} is needed; reinstall spikedeploy"
-    _part_before_fork(_core.__file__)
-    return _core.ffi, _core.lib
+    _part_before_fork(core.__file__)
+    return core
+
+
+def _checked(name: str) -> Any:
+    core = import_module(f"spikedeploy.native.{name}")
+    if core.lib.sd_version() != VERSION:
+        raise ImportError(f"{name} has version {core.lib.sd_version()}, version {VERSION} is needed; reinstall spikedeploy")
+    return core
+
+
+def _fitting(every: Any, switch: str) -> Any:
+    """The core for this processor, or for the lower level that the switch names; what could not be built is passed over."""
+    highest = min(every.lib.sd_level(), int(switch[1:]) if switch in ("v0", "v3") else LEVELS[0])
+    for level in LEVELS:
+        if level <= highest:
+            with suppress(ImportError):
+                return _checked(f"_core_v{level}")
+    return every
 
 
 def _part_before_fork(library: str) -> None:
@@ -55,4 +76,10 @@ def core() -> tuple[Any, Any]:
     loaded = _load()
     if isinstance(loaded, str):
         raise RuntimeError(f"the native core is not available: {loaded}")
-    return loaded
+    return loaded.ffi, loaded.lib
+
+
+def name() -> str:
+    """Which core is used: `_core_v4`, `_core_v3` or `_core`; empty when none is."""
+    loaded = _load()
+    return "" if isinstance(loaded, str) else loaded.__name__.rpartition(".")[2]

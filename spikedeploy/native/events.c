@@ -6,7 +6,7 @@
 enum { KEEP_ALL, KEEP_SUM, KEEP_LAST, KEEP_MAX };
 
 /* Adds up the spikes of a wire that is not listed: a list counts by itself. Spikes of different sizes have no bits; a size of zero is no spike. */
-SD_CLONES static void count_spikes(sd_wire *w, int64_t rows) {
+static void count_spikes(sd_wire *w, int64_t rows) {
     if (w->bits && w->start) return;
     if (w->bits) for (int64_t i = 0; i < rows * w->words; i++) w->spikes += __builtin_popcountll(w->bits[i]);
     else for (int64_t row = 0; row < rows; row++)
@@ -92,7 +92,7 @@ SD_INLINE void keep_sum_of_bits(const sd_wire *w, int fresh, float *into, int64_
 }
 
 /* Hands the numbers of a block over to the caller, in time order. */
-SD_CLONES static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
+static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batch) {
     const sd_wire *w = kept->wire;
     const int64_t rows = steps * batch;
     if (kept->reduce == KEEP_SUM && !w->dense) {
@@ -111,7 +111,7 @@ SD_CLONES static void keep(const sd_kept *kept, int64_t first, int64_t steps, in
 }
 
 /* Whether no number is NaN or infinite: then x - x is +0, whose bits are all zero. */
-SD_CLONES int sd_event_finite(const float *x, int64_t count) {
+int sd_event_finite(const float *x, int64_t count) {
     m16 odd[8] = {};
     int32_t rest = 0;
     int64_t i = 0;

@@ -55,8 +55,9 @@ SD_INLINE void touch(const sd_event_op *op, uint8_t *touched, int64_t begin, int
     }
 }
 
-/* One step's sums, the `step`-th of the group, in a function of its own because the compiler takes long for it; tells whether they are integer sums, which they are where all values are one. */
-SD_CLONES static int currents(const sd_event_op *op, int64_t row, const place *p, int64_t step) {
+/* One step's sums, the `step`-th of the group, in a function of its own because the compiler takes long for it; tells whether they are integer sums, which
+   they are where all values are one. */
+static __attribute__((noinline)) int currents(const sd_event_op *op, int64_t row, const place *p, int64_t step) {
     const sd_wire *in = op->source[0];
     const int ones = in->value ? in->ones[row] : in->amplitude == 1.0f, touching = op->n[2] == op->n[12];
     const int rows = (int)op->n[9], runs = touching ? 1 : (int)op->n[10], lanes = (int)op->n[2] * (touching ? (int)op->n[10] : 1);
@@ -244,7 +245,7 @@ SD_INLINE void step_closed(const sd_event_op *op, const int steps, int64_t row, 
     write_bits(op, p, steps, row, batch);
 }
 
-SD_CLONES void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
+void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
     const int common = (op->mode == NEURON_PLAIN || op->mode == NEURON_SUBTRACT || op->mode == NEURON_ZERO) && op->flags & FLAG_STRICT;
     const int closed = common && !op->current && !op->mem && !op->out->dense;
     for (int64_t b = first; b < last; b++)

@@ -20,9 +20,9 @@ static inline __attribute__((always_inline)) void function_row(int64_t function,
     }
 }
 
-SD_CLONES void sd_event_function(int64_t function, const float *x, float *y, int64_t count) { function_row(function, x, y, count); }
+void sd_event_function(int64_t function, const float *x, float *y, int64_t count) { function_row(function, x, y, count); }
 
-SD_CLONES void sd_event_log(const float *x, float *y, int64_t count) {
+void sd_event_log(const float *x, float *y, int64_t count) {
     for (int64_t i = 0; i < count; i++) y[i] = (float)sd_log64((double)x[i]);
 }
 
@@ -144,7 +144,7 @@ SD_INLINE void delay(sd_event_op *op, int64_t steps, int64_t batch) {
     }
 }
 
-SD_CLONES void sd_event_dense(sd_event_op *op, int64_t steps, int64_t batch) {
+void sd_event_dense(sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t n = op->n[0];
     if (op->kind == OP_DELAY) {
         delay(op, steps, batch);
@@ -188,7 +188,7 @@ SD_CLONES void sd_event_dense(sd_event_op *op, int64_t steps, int64_t batch) {
 }
 
 /* h = A h + x per mode; y = 2 Re(C h) + D x. n[0] channels, n[1] modes; A and C as four arrays one after another in `weight`. */
-SD_CLONES void sd_event_ssm(const sd_event_op *op, int64_t steps, int64_t batch) {
+void sd_event_ssm(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t channels = op->n[0], modes = op->n[1], size = channels * modes;
     const float *a_re = op->weight, *a_im = a_re + size, *c_re = a_im + size, *c_im = c_re + size;
     for (int64_t t = 0; t < steps; t++)

@@ -2,14 +2,14 @@
 #include "events_common.inc"
 
 /* Whether every number lies in [0, limit). */
-SD_CLONES static int inside(const int64_t *x, int64_t count, int64_t limit) {
+static int inside(const int64_t *x, int64_t count, int64_t limit) {
     int32_t bad = 0;
     for (int64_t e = 0; e < count; e++) bad |= (uint64_t)x[e] >= (uint64_t)limit;
     return !bad;
 }
 
 /* Whether every value is finite and not zero. */
-SD_CLONES static int present(const float *value, int64_t count) {
+static int present(const float *value, int64_t count) {
     int32_t bad = 0;
     for (int64_t e = 0; e < count; e++) bad |= !(value[e] - value[e] == 0.0f) | (value[e] == 0.0f);
     return !bad;

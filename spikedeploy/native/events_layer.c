@@ -170,7 +170,7 @@ SD_INLINE void panel_by_mode(const sd_event_op *op, const int nv, int64_t column
 
 /* A function for each width: in one function they take the compiler minutes. */
 #define PANEL(NV)                                                                                                                                   \
-    SD_CLONES static void panel_##NV(const sd_event_op *op, int64_t column, int64_t number, int64_t steps, int64_t batch, const v16 *given) {      \
+    static void panel_##NV(const sd_event_op *op, int64_t column, int64_t number, int64_t steps, int64_t batch, const v16 *given) {      \
         panel_by_mode(op, NV, column, number, steps, batch, given);                                                                                 \
     }
 PANEL(8)
@@ -191,7 +191,7 @@ SD_INLINE int begins_together(const sd_event_op *op, int64_t column, int64_t row
            (in->value ? in->ones[0] : in->amplitude == 1.0f);
 }
 
-SD_CLONES void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
+void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
     int64_t column = 0, summed = 0; /* columns before `summed` have their sums in `acc` */
     v16 acc[TOGETHER / 16];
     for (int64_t number = 0; number < last; number++) {
@@ -213,7 +213,7 @@ SD_CLONES void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batc
 }
 
 /* Applies every leak that was put off, so that the state can be read. */
-SD_CLONES void sd_event_settle(sd_event_op *op, int64_t batch) {
+void sd_event_settle(sd_event_op *op, int64_t batch) {
     int64_t width = op->n[1], panels = op->n[3];
     if (!op->pending) return;
     for (int64_t b = 0; b < batch; b++) {

@@ -49,7 +49,7 @@ SD_INLINE void delta_rows(float *s, const float *v, const float *k, const float 
     }
 }
 
-SD_CLONES void sd_event_memory(const sd_event_op *op, int64_t steps, int64_t batch) {
+void sd_event_memory(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t d = op->n[0], n = op->n[1], padded = op->n[2];
     for (int64_t t = 0; t < steps; t++)
         for (int64_t b = 0; b < batch; b++) {
@@ -131,7 +131,7 @@ SD_INLINE void product_row(const picked *p, const float *b, float *y, int64_t m)
 
 /* y (d, m) = A (d, n) B (n, m) + bias, A as events, B a wire or weights: row i sums the lines of B that A's row i switches on.
    n[2] = m, n[3] from one line of B to the next. */
-SD_CLONES void sd_event_matmul(const sd_event_op *op, int64_t steps, int64_t batch) {
+void sd_event_matmul(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t d = op->n[0], n = op->n[1], m = op->n[2];
     const sd_wire *a = op->source[0], *b = op->weight ? NULL : op->source[1];
     for (int64_t row = 0; row < steps * batch; row++) {

@@ -2,7 +2,7 @@
    (of any channel) and then per input column, the first output place and the number of output rows or columns that see it. */
 #include "events_common.inc"
 
-SD_CLONES void sd_event_pool(const sd_event_op *op, int64_t steps, int64_t batch) {
+void sd_event_pool(const sd_event_op *op, int64_t steps, int64_t batch) {
     const int64_t *n = op->n;
     const sd_wire *in = op->source[0];
     for (int64_t row = 0; row < steps * batch; row++) {

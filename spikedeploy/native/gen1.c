@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "clones.inc"
 #include "denormal.inc"
 #include "gen1.h"
 #include "huge.inc"

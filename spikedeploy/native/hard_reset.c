@@ -9,7 +9,6 @@
  */
 #include <stdint.h>
 #include <string.h>
-#include "clones.inc"
 #include "huge.inc"
 #include "stream.inc"
 

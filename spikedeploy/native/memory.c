@@ -28,7 +28,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "clones.inc"
 #include "denormal.inc"
 #include "events_math.inc"
 #include "huge.inc"

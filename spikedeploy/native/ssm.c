@@ -12,7 +12,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include "clones.inc"
 #include "huge.inc"
 
 #define INLINE static inline __attribute__((always_inline))
