@@ -27,7 +27,7 @@ class OptionalNative(build_ext):
 
     def build_extension(self, ext: object) -> None:
         compiler, place = self.compiler.compile, self.build_temp
-        self.compiler.compile, self.build_temp = partial(side_by_side, compiler), os.path.join(place, ext.name)  # objects of their own
+        self.compiler.compile, self.build_temp = partial(side_by_side, compiler), f"{place}/{ext.name}"  # objects of their own
         try:
             super().build_extension(ext)
         except Exception as error:

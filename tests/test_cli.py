@@ -137,7 +137,7 @@ def test_run_of_an_onnx_cell_and_of_its_sequence(files: Path, tmp_path: Path, ca
 def test_doctor_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(Call(capsys, "doctor", "--json").out)
     assert data["versions"]["torch"] == torch.__version__
-    assert isinstance(data["native core"]["available"], bool)
+    assert data["native core"]["available"] == (data["native core"].get("name", "") != "")
     assert "numpy" in Call(capsys, "doctor").out
 
 

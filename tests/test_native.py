@@ -109,6 +109,42 @@ except BadInput as error:
     assert "switched off by SPIKEDEPLOY_NATIVE=0; the compiled core and a CPU tensor are needed" in lines[1]
 
 
+LEVELS = """import hashlib, torch
+import numpy as np
+from spikedeploy import native, steps as S
+from spikedeploy.nn import AssociativeLeaky, DeltaRuleLeaky, Leaky, StateLeaky
+from spikedeploy.program import Output, Program
+from spikedeploy.runtime import EventEngine
+torch.manual_seed(0)
+digest, rng = hashlib.sha256(), np.random.default_rng(0)
+layers = [StateLeaky(0.9, 37), *(Leaky(0.9, reset_mechanism=r) for r in ("none", "subtract", "zero")), Leaky(0.9, reset_delay=False)]
+for layer in layers:
+    x = torch.randn(50, 3, 37, requires_grad=True)
+    spk, mem = layer(x)
+    (gradient,) = torch.autograd.grad((spk + mem).sum(), x)
+    for y in (spk, mem, gradient):
+        digest.update(y.detach().numpy().tobytes())
+for family in (AssociativeLeaky, DeltaRuleLeaky):
+    digest.update(family(7, 5, 9)(torch.randn(40, 2, 7)).detach().numpy().tobytes())
+width = 300
+maps = [S.Affine("y", ("input",), weight=rng.normal(size=(width, 70)) / 4, bias=rng.normal(size=width) / 9)]
+for reset, after in (("subtract", "a"), ("zero", "b")):
+    maps.append(S.LIF(after, (maps[-1].name,), decay=np.array(0.9), threshold=np.array(1.0), reset=reset))
+    maps.append(S.Affine(f"{after}y", (after,), weight=rng.normal(size=(width, width)) / 4, bias=None))
+program = Program((70,), tuple(maps), (Output("y", maps[-1].name),))
+for weights in ("float32", "int8"):
+    result = EventEngine(program, 2, weights=weights).run((rng.random((40, 2, 70)) < 0.2).astype(np.float32))
+    digest.update(next(iter(result.outputs.values())).tobytes())
+print(native.name(), digest.hexdigest())"""
+
+
+@built
+def test_every_level_gives_the_same_bits():
+    found = dict(run(LEVELS, SPIKEDEPLOY_NATIVE=level).split() for level in ("1", "v3", "v0"))
+    assert len(set(found.values())) == 1
+    assert "_core" in found
+
+
 def test_importing_the_package_imports_no_torch():
     assert run("import sys, spikedeploy, spikedeploy.nn, spikedeploy.native; print('torch' in sys.modules)").strip() == "False"
 

@@ -2,8 +2,8 @@
 
 A header holds plain C declarations only (no preprocessor), so that cffi and the C compiler read the same text.
 Floating-point contraction is off: a fused multiply-add would give other bits on another machine.
-On x86-64 the core is built once for each level of the processor: `_core` for all, `_core_v3` for AVX2, `_core_v4` for AVX-512. Clones of single
-functions (`target_clones`) were slower: GCC takes vectors that the base machine lacks apart before it makes them.
+On x86-64 the core is built once for each level of the processor: `_core` for all, `_core_v3` for AVX2, `_core_v4` for AVX-512.
+Clones of single functions (`target_clones`) were slower: GCC takes vectors that the base machine lacks apart before it makes them.
 """
 
 from __future__ import annotations
