@@ -45,46 +45,46 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
     }
 }
 
-/* Sixteen numbers of a kept wire; spikes that were never written as numbers are made from their bits. */
-SD_INLINE v16 sixteen(const sd_wire *w, int64_t row, int64_t at) {
-    if (w->dense) return *(const v16 *)(w->dense + row * w->stride + at);
-    const m16 fired = (((m16){} + ((const u16a *)(w->bits + row * w->words))[at / 16]) & SD_PLACES) != 0;
-    return w->amplitude * sd_select(fired, sd_splat(1.0f), (v16){});
+/* A vector of numbers of a kept wire; spikes that were never written as numbers are made from their bits. */
+SD_INLINE vf numbers(const sd_wire *w, int64_t row, int64_t at) {
+    if (w->dense) return *(const vf *)(w->dense + row * w->stride + at);
+    const uint32_t bits = ((const u16a *)(w->bits + row * w->words))[at / 16] >> (PARTS > 1 ? at % 16 : 0);
+    const vi fired = (((vi){} + (int32_t)bits) & SD_PLACES) != 0;
+    return w->amplitude * sd_select(fired, sd_splat(1.0f), (vf){});
 }
 
-SD_INLINE v16 reduced(const int reduce, v16 before, v16 y) {
+SD_INLINE vf reduced(const int reduce, vf before, vf y) {
     if (reduce == KEEP_SUM) return before + y;
     return reduce == KEEP_MAX ? sd_select(before > y, before, y) : y;
 }
 
 SD_INLINE void keep_row(const sd_wire *w, const int reduce, int fresh, float *into, int64_t row) {
-    const v16 start = sd_splat(reduce == KEEP_MAX ? -INFINITY : 0.0f);
+    const vf start = sd_splat(reduce == KEEP_MAX ? -INFINITY : 0.0f);
     int64_t at = 0;
-    for (; at + 16 <= w->size; at += 16) {
-        v16u *to = (v16u *)(into + at);
-        const v16 before = fresh ? start : (v16)*to;
-        *to = (v16u)reduced(reduce, before, sixteen(w, row, at));
+    for (; at + LANES <= w->size; at += LANES) {
+        vfu *to = (vfu *)(into + at);
+        const vf before = fresh ? start : (vf)*to;
+        *to = (vfu)reduced(reduce, before, numbers(w, row, at));
     }
     if (at < w->size) {
-        v16 before = start;
+        vf before = start;
         if (!fresh) memcpy(&before, into + at, (size_t)(w->size - at) * sizeof(float));
-        before = reduced(reduce, before, sixteen(w, row, at));
+        before = reduced(reduce, before, numbers(w, row, at));
         memcpy(into + at, &before, (size_t)(w->size - at) * sizeof(float));
     }
 }
 
 /* The sum over time of spikes kept as bits, sixty-four columns at a time in registers. */
 SD_INLINE void keep_sum_of_bits(const sd_wire *w, int fresh, float *into, int64_t b, int64_t rows, int64_t batch) {
-    const m16 low = SD_PLACES, high = low << 16;
     for (int64_t at = 0; at < w->size; at += 64) {
         const size_t bytes = (size_t)(w->size - at < 64 ? w->size - at : 64) * sizeof(float);
-        v16 sum[4] = {};
+        vf sum[64 / LANES] = {};
         if (!fresh) memcpy(sum, into + at, bytes);
         for (int64_t row = b; row < rows; row += batch) {
             const m1 *word = (const m1 *)(w->bits + row * w->words + at / 64);
-            for (int i = 0; i < 4; i++) {
-                const m16 fired = (((m16){} + word[i / 2]) & (i % 2 ? high : low)) != 0;
-                sum[i] += sd_select(fired, sd_splat(w->amplitude), (v16){});
+            UNROLL for (int i = 0; i < 64 / LANES; i++) {
+                const vi fired = (((vi){} + word[LANES * i / 32]) & (SD_PLACES << LANES * i % 32)) != 0;
+                sum[i] += sd_select(fired, sd_splat(w->amplitude), (vf){});
             }
         }
         memcpy(into + at, sum, bytes);
@@ -112,12 +112,12 @@ static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batc
 
 /* Whether no number is NaN or infinite: then x - x is +0, whose bits are all zero. */
 int sd_event_finite(const float *x, int64_t count) {
-    m16 odd[8] = {};
+    vi odd[8] = {};
     int32_t rest = 0;
     int64_t i = 0;
-    for (; i + 128 <= count; i += 128) {
-        const v16u *v = (const v16u *)(x + i);
-        for (int k = 0; k < 8; k++) odd[k] |= (m16)(v[k] - v[k]);
+    for (; i + 8 * LANES <= count; i += 8 * LANES) {
+        const vfu *v = (const vfu *)(x + i);
+        for (int k = 0; k < 8; k++) odd[k] |= (vi)(v[k] - v[k]);
     }
     for (; i < count; i++) rest |= !(x[i] - x[i] == 0.0f);
     for (int k = 1; k < 8; k++) odd[0] |= odd[k];

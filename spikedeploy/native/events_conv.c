@@ -10,12 +10,8 @@
 #include "events_common.inc"
 #include "events_patch.inc"
 
-typedef uint32_t q16 __attribute__((vector_size(64), may_alias));
-
-#define UNROLL _Pragma("GCC unroll 8")
-
 enum { SILENT_ONCE = 2 }; /* of `silent` */
-enum { TILE = 128, VECTORS = TILE / 16, SIDE = 4, STEPS = 4 }; /* STEPS: that a tile takes at once; SIDE: vectors side by side */
+enum { TILE = 128, BLOCKS = TILE / 16, SIDE = 4, STEPS = 4 }; /* STEPS: that a tile takes at once; SIDE: vectors side by side */
 
 /* What one sample works with, in planes of `lanes` each: sums of STEPS steps, spikes as numbers, per tile of the sums whether an event fell into it, spikes as
    bits (two words per step and tile), a step's spikes and its words that are not zero, integer sums of STEPS steps. */
@@ -84,27 +80,27 @@ SD_INLINE void turn(const sd_event_op *op, const float *from, const sd_wire *to,
 /* A tile's integer sums of one step as currents; they are zero afterwards. */
 SD_INLINE void scale_tile(place p, int64_t step, int64_t at) {
     const int64_t begin = step * p.lanes + p.begin;
-    for (int64_t lane = at; lane < at + TILE; lane += 16) {
-        q16 *total = (q16 *)(p.total + begin + lane);
-        *(v16 *)(p.sum + begin + lane) = __builtin_convertvector((m16)*total, v16) * *(const v16 *)(p.scale + lane) + *(const v16 *)(p.bias + lane);
-        *total = (q16){};
+    for (int64_t lane = at; lane < at + TILE; lane += LANES) {
+        vu *total = (vu *)(p.total + begin + lane);
+        *(vf *)(p.sum + begin + lane) = __builtin_convertvector((vi)*total, vf) * *(const vf *)(p.scale + lane) + *(const vf *)(p.bias + lane);
+        *total = (vu){};
     }
 }
 
 /* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. Several vectors at a time, because
    each waits for itself. `once`: settling at the end is enough, see `events_conv.py`. */
 SD_INLINE void catch_up(place p, int64_t at, int32_t steps, const int once) {
-    const v16 *d = (const v16 *)(p.decay + at), *b = (const v16 *)(p.bias + at);
-    v16 *state = (v16 *)(p.u + at);
-    for (int v = 0; v < VECTORS; v += 4) {
-        v16 now[4];
+    const vf *d = (const vf *)(p.decay + at), *b = (const vf *)(p.bias + at);
+    vf *state = (vf *)(p.u + at);
+    for (int v = 0; v < TILE / LANES; v += 4) {
+        vf now[4];
         UNROLL for (int i = 0; i < 4; i++) now[i] = state[v + i];
         for (int32_t k = 0; k < steps; k++) {
-            m16 moved = {};
+            vi moved = {};
             UNROLL for (int i = 0; i < 4; i++) {
-                v16 next = d[v + i] * now[i] + b[v + i];
+                vf next = d[v + i] * now[i] + b[v + i];
                 if (!once) next = sd_settle(next);
-                if (k % 16 == 0) moved |= (m16)next ^ (m16)now[i];
+                if (k % 16 == 0) moved |= (vi)next ^ (vi)now[i];
                 now[i] = next;
             }
             if (k % 16 == 0 && !sd_mask(moved != 0)) break;
@@ -118,46 +114,50 @@ typedef struct {
     int mode, strict, steps, numbers;
 } variant;
 
-/* Sixteen bytes of bits: of byte l bit v tells about lane l of vector v. */
-SD_INLINE void store_bits(uint64_t *to, m16 bits) {
-    b16 bytes = __builtin_convertvector(bits, b16);
-    memcpy(to, &bytes, 16);
+/* A tile's sixteen bytes of bits, LANES of them: of byte l bit v tells about lane l of block v. */
+SD_INLINE void store_bits(uint64_t *to, int part, vi bits) {
+    vb bytes = __builtin_convertvector(bits, vb);
+    memcpy((char *)to + part * LANES, &bytes, LANES);
 }
 
-/* A tile's neurons through all steps, a few vectors side by side because each waits for itself; the sums are left as the next group wants them. Tells whether
+/* A tile's neurons through all steps, one vector of each block: a few side by side because each waits for itself; the sums are left as the next group wants them. Tells whether
    a membrane stays above its threshold. */
-SD_INLINE int neurons(const variant is, place p, int64_t tile) {
-    const v16 none = {};
-    m16 spikes[STEPS] = {}, above = {};
-    uint64_t loud[2];
-    for (int v = 0; v < VECTORS; v += SIDE) {
-        const int64_t lane = tile * TILE + 16 * v;
-        v16 u[SIDE], d[SIDE], theta[SIDE], bias[SIDE], reset[SIDE];
-        m16 stays[SIDE] = {};
+SD_INLINE int neurons_part(const variant is, place p, int64_t tile, const int part) {
+    const vf none = {};
+    vi spikes[STEPS] = {}, above = {};
+    for (int v = 0; v < BLOCKS; v += SIDE) {
+        const int64_t lane = tile * TILE + 16 * v + LANES * part;
+        vf u[SIDE], d[SIDE], theta[SIDE], bias[SIDE], reset[SIDE];
+        vi stays[SIDE] = {};
         UNROLL for (int i = 0; i < SIDE; i++) {
-            u[i] = is.mode == NEURON_THRESHOLD ? none : ((const v16 *)(p.u + lane))[i];
-            d[i] = is.mode == NEURON_THRESHOLD ? none : ((const v16 *)(p.decay + lane))[i];
-            theta[i] = is.mode == NEURON_LEAK ? none : ((const v16 *)(p.theta + lane))[i];
-            reset[i] = is.mode == NEURON_VALUE ? ((const v16 *)(p.reset + lane))[i] : none;
-            bias[i] = ((const v16 *)(p.bias + lane))[i];
+            u[i] = is.mode == NEURON_THRESHOLD ? none : ((const vf *)(p.u + lane))[PARTS * i];
+            d[i] = is.mode == NEURON_THRESHOLD ? none : ((const vf *)(p.decay + lane))[PARTS * i];
+            theta[i] = is.mode == NEURON_LEAK ? none : ((const vf *)(p.theta + lane))[PARTS * i];
+            reset[i] = is.mode == NEURON_VALUE ? ((const vf *)(p.reset + lane))[PARTS * i] : none;
+            bias[i] = ((const vf *)(p.bias + lane))[PARTS * i];
         }
         UNROLL for (int s = 0; s < is.steps; s++) {
-            v16 *sum = (v16 *)(p.sum + s * p.lanes + p.begin + lane);
+            vf *sum = (vf *)(p.sum + s * p.lanes + p.begin + lane);
             UNROLL for (int i = 0; i < SIDE; i++) {
-                const m16 now = sd_neuron_settling(is.steps == 1, is.mode, is.strict, sum[i], &u[i], d[i], theta[i], reset[i], &stays[i]);
-                sum[i] = bias[i];
+                const vi now = sd_neuron_settling(is.steps == 1, is.mode, is.strict, sum[PARTS * i], &u[i], d[i], theta[i], reset[i], &stays[i]);
+                sum[PARTS * i] = bias[i];
                 spikes[s] |= now & (1 << (v + i));
-                if (is.numbers) ((v16 *)(p.spikes + lane))[i] = ((const v16 *)(p.amplitude + lane))[i] * sd_select(now, sd_splat(1.0f), none);
+                if (is.numbers) ((vf *)(p.spikes + lane))[PARTS * i] = ((const vf *)(p.amplitude + lane))[PARTS * i] * sd_select(now, sd_splat(1.0f), none);
             }
         }
         UNROLL for (int i = 0; i < SIDE; i++) {
-            if (is.mode != NEURON_THRESHOLD) ((v16 *)(p.u + lane))[i] = is.steps == 1 ? u[i] : sd_settle(u[i]);
+            if (is.mode != NEURON_THRESHOLD) ((vf *)(p.u + lane))[PARTS * i] = is.steps == 1 ? u[i] : sd_settle(u[i]);
             above |= stays[i];
         }
     }
-    UNROLL for (int s = 0; s < is.steps; s++) store_bits(p.fired + 2 * (s * p.tiles + tile), spikes[s]);
-    store_bits(loud, above);
-    return (loud[0] | loud[1]) != 0;
+    UNROLL for (int s = 0; s < is.steps; s++) store_bits(p.fired + 2 * (s * p.tiles + tile), part, spikes[s]);
+    return sd_mask(above) != 0;
+}
+
+SD_INLINE int neurons(const variant is, place p, int64_t tile) {
+    int above = 0;
+    for (int part = 0; part < PARTS; part++) above |= neurons_part(is, p, tile, part);
+    return above;
 }
 
 /* A group of steps: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. Bit s of `integer`: step s has

@@ -29,17 +29,18 @@ void sd_event_log(const float *x, float *y, int64_t count) {
 /* The sum over lanes of runtime/events_math.py, of x * y, or of x where y is NULL. */
 SD_INLINE float lane_sum(const float *x, const float *y, int64_t n) {
     float tail[16] = {0};
-    v16 lanes = {}, last;
+    vf lanes[PARTS] = {};
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        v16 now = *(const v16u *)(x + i);
-        if (y) now = now * *(const v16u *)(y + i);
-        lanes += now;
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            vf now = ((const vfu *)(x + i))[p];
+            if (y) now = now * ((const vfu *)(y + i))[p];
+            lanes[p] += now;
+        }
     }
     if (i < n) {
         for (int64_t j = i; j < n; j++) tail[j - i] = y ? x[j] * y[j] : x[j];
-        memcpy(&last, tail, 64);
-        lanes += last;
+        UNROLL for (int p = 0; p < PARTS; p++) lanes[p] += ((const vfu *)tail)[p];
     }
     return sd_fold(lanes);
 }

@@ -4,24 +4,22 @@
    rows stream by in ascending order; each column's sum is one chain ((b + w_i) + w_j) + ..., whatever the panel, thread or chunk. */
 #include "events_common.inc"
 
-#define UNROLL _Pragma("GCC unroll 8")
-
 #include "events_sums.inc"
 
 /* Where a panel's parameters lie; zeros for those that the operation has not. */
 typedef struct {
-    const v16 *decay, *theta, *bias, *scale, *reset, *amplitude;
+    const vf *decay, *theta, *bias, *scale, *reset, *amplitude;
     int strict;
 } panel_of;
 
-static const v16 none[8];
+static const vf none[WIDEST];
 
-SD_INLINE const v16 *at_column(const float *of, int64_t column) { return of ? (const v16 *)(of + column) : none; }
+SD_INLINE const vf *at_column(const float *of, int64_t column) { return of ? (const vf *)(of + column) : none; }
 
 /* The greatest number below: u >= theta and u > below(theta) say the same of every finite u. */
-SD_INLINE v16 below(v16 theta) {
-    const m16 bits = (m16)theta, zero = (bits & 0x7fffffff) == 0, negative = bits < 0;
-    return (v16)((zero & (int32_t)0x80000001) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
+SD_INLINE vf below(vf theta) {
+    const vi bits = (vi)theta, zero = (bits & 0x7fffffff) == 0, negative = bits < 0;
+    return (vf)((zero & (int32_t)0x80000001) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
 }
 
 SD_INLINE drive drive_of(const sd_event_op *op, const int nv, int64_t column) {
@@ -30,7 +28,7 @@ SD_INLINE drive drive_of(const sd_event_op *op, const int nv, int64_t column) {
     const int together = column < op->n[4];
     const int64_t place = together ? column % TOGETHER : 0;
     return (drive){in->start, in->index, in->value, op->weight + (column - place) * wide + place, in->ones,
-                   (const uint8_t *)op->integer + (column + line - 1) / line * line * bytes * wide, in->amplitude, (int)bytes, together ? TOGETHER : 16 * nv};
+                   (const uint8_t *)op->integer + (column + line - 1) / line * line * bytes * wide, in->amplitude, (int)bytes, together ? TOGETHER : LANES * nv};
 }
 
 /* The next panel, which is fetched while this one is read, some lines with every step that has events. */
@@ -42,8 +40,8 @@ typedef struct {
 enum { PANEL_BYTES = 1 << 19, MOST_LINES = 64 }; /* two such panels fit a second-level cache; a single step does not wait for another's panel */
 
 SD_INLINE following following_panel(const sd_event_op *op, const int nv, const drive *from, int64_t column, int64_t rows) {
-    const int64_t bytes = op->n[0] * (from->bytes ? (16 * nv * from->bytes + 63) / 64 * 64 : 64 * nv), lines = (bytes / 64 + rows - 1) / rows;
-    const int last = column + 16 * nv >= op->n[1];
+    const int64_t bytes = op->n[0] * (from->bytes ? (LANES * nv * from->bytes + 63) / 64 * 64 : SD_VECTOR * nv), lines = (bytes / 64 + rows - 1) / rows;
+    const int last = column + LANES * nv >= op->n[1];
     return (following){(from->bytes ? (const char *)from->integer : (const char *)from->weight) + bytes, last || bytes > PANEL_BYTES || lines > MOST_LINES ? 0 : lines};
 }
 
@@ -52,65 +50,51 @@ SD_INLINE void fetch(following *next) {
 }
 
 /* One step of leak without events; tells whether anything moved. */
-SD_INLINE uint32_t leak(const int nv, v16 *u, const v16 *d, const v16 *b) {
-    m16 moved = {};
+SD_INLINE uint32_t leak(const int nv, vf *u, const vf *d, const vf *b) {
+    vi moved = {};
     UNROLL for (int v = 0; v < nv; v++) {
-        const v16 next = sd_settle(d[v] * u[v] + b[v]);
-        moved |= (m16)next ^ (m16)u[v];
+        const vf next = sd_settle(d[v] * u[v] + b[v]);
+        moved |= (vi)next ^ (vi)u[v];
         u[v] = next;
     }
     return sd_mask(moved != 0);
 }
 
 /* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. */
-SD_INLINE void catch_up(const int nv, v16 *u, const v16 *d, const v16 *b, int32_t steps) {
+SD_INLINE void catch_up_some(const int nv, vf *u, const vf *d, const vf *b, int32_t steps) {
     for (int32_t k = 0; k < steps; k++) {
         if (k % 16 == 15 && !leak(nv, u, d, b)) return;
         if (k % 16 != 15) UNROLL for (int v = 0; v < nv; v++) u[v] = sd_settle(d[v] * u[v] + b[v]);
     }
 }
 
-/* Writes the spikes of a panel as bits; tells whether there were any. */
-SD_INLINE uint32_t write_bits(const int nv, const m16 *fired, u16a *bits) {
-    uint32_t some = 0;
-    if (nv == 8) {
-        const m4 all = sd_mask_eight(fired);
-        uint64_t two[2];
-        memcpy(two, &all, 16);
-        memcpy(bits, two, 16);
-        return (two[0] | two[1]) != 0;
-    }
-    if (nv == 1) bits[0] = (uint16_t)(some = sd_mask(fired[0]));
-    UNROLL for (int v = 0; v + 1 < nv; v += 2) {
-        const uint32_t pair = sd_mask_pair(fired[v], fired[v + 1]);
-        memcpy(bits + v, &pair, 4);
-        some |= pair;
-    }
-    return some;
+SD_INLINE void catch_up(const int nv, vf *u, const vf *d, const vf *b, int32_t steps) {
+    const int once = nv < ONCE ? nv : ONCE;
+    for (int at = 0; at < nv; at += once) catch_up_some(once, u + at, d + at, b + at, steps);
 }
 
 /* One step of a panel's neurons; tells whether a membrane stays above its threshold. open: somebody reads more than the bits. */
-SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, const int open, const panel_of *p, const v16 *x, v16 *u, int64_t column,
+SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, const int open, const panel_of *p, const vf *x, vf *u, int64_t column,
                            int64_t row, u16a *bits) {
     const sd_wire *out = op->out;
-    if (open && op->current) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(op->current->dense + row * op->current->stride + column + 16 * v) = x[v];
+    if (open && op->current) UNROLL for (int v = 0; v < nv; v++) *(vf *)(op->current->dense + row * op->current->stride + column + LANES * v) = x[v];
     if (mode == NEURON_NONE) {
-        if (!op->current) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(out->dense + row * out->stride + column + 16 * v) = x[v];
+        if (!op->current) UNROLL for (int v = 0; v < nv; v++) *(vf *)(out->dense + row * out->stride + column + LANES * v) = x[v];
         return 0;
     }
-    m16 fired[8], above[8];
+    vi fired[WIDEST], above[WIDEST];
     UNROLL for (int v = 0; v < nv; v++) {
-        above[v] = (m16){};
+        above[v] = (vi){};
         fired[v] = sd_neuron(mode, mode == NEURON_PLAIN ? 1 : p->strict, x[v], &u[v], p->decay[v], p->theta[v], p->reset[v], &above[v]);
     }
-    if (open && op->mem) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(op->mem->dense + row * op->mem->stride + column + 16 * v) = u[v];
+    if (open && op->mem) UNROLL for (int v = 0; v < nv; v++) *(vf *)(op->mem->dense + row * op->mem->stride + column + LANES * v) = u[v];
     if (open && mode != NEURON_LEAK && out->dense)
         UNROLL for (int v = 0; v < nv; v++)
-            *(v16 *)(out->dense + row * out->stride + column + 16 * v) = p->amplitude[v] * sd_select(fired[v], sd_splat(1.0f), (v16){});
+            *(vf *)(out->dense + row * out->stride + column + LANES * v) = p->amplitude[v] * sd_select(fired[v], sd_splat(1.0f), (vf){});
     if (mode == NEURON_LEAK || (open && !out->bits)) return 0;
-    uint32_t loud = write_bits(nv, fired, bits);
+    uint32_t loud = sd_write_mask(nv, fired, bits);
     if (mode == NEURON_VALUE) {
-        m16 any = above[0];
+        vi any = above[0];
         UNROLL for (int v = 1; v < nv; v++) any |= above[v];
         loud |= sd_mask(any);
     }
@@ -118,13 +102,13 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
 }
 
 SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const int open, int64_t column, int64_t number, int64_t steps, int64_t batch,
-                     const v16 *given) {
+                     const vf *given) {
     const sd_wire *in = op->source[0];
     const int linear = op->weight != NULL, may_skip = op->silent && op->silent[number];
     const drive from = drive_of(op, nv, column);
     panel_of p = {at_column(op->decay, column), at_column(op->theta, column), at_column(op->bias, column), at_column(op->scale, column),
                   at_column(op->reset, column), at_column(op->amplitude, column), op->flags & FLAG_STRICT};
-    v16 lower[8];
+    vf lower[WIDEST];
     if (mode == NEURON_PLAIN && !p.strict) {
         UNROLL for (int v = 0; v < nv; v++) lower[v] = below(p.theta[v]);
         p.theta = lower;
@@ -135,15 +119,15 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
     for (int64_t b = 0; b < batch; b++) {
         const int64_t cell = b * op->n[3] + number;
         float *state = op->state ? op->state + b * op->n[1] + column : NULL;
-        v16 u[8];
+        vf u[WIDEST];
         UNROLL for (int v = 0; v < nv; v++) u[v] = at_column(state, 0)[v];
         uint32_t loud = may_skip ? op->loud[cell] : 1;
         int32_t pending = may_skip ? op->pending[cell] : 0;
         for (int64_t row = b; row < steps * batch; row += batch) {
-            v16 acc[8];
+            vf acc[WIDEST];
             if (may_skip && !loud && pending < INT32_MAX && from.start[row + 1] == from.start[row]) {
                 pending++;
-                memset(bits + row * apart, 0, 2 * nv);
+                memset(bits + row * apart, 0, LANES * nv / 8);
                 continue;
             }
             if (pending) catch_up(nv, u, p.decay, p.bias, pending), pending = 0;
@@ -155,13 +139,13 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
             loud = neurons(op, nv, mode, open, &p, acc, u, column, row, bits ? bits + row * apart : NULL);
         }
-        if (state) UNROLL for (int v = 0; v < nv; v++) *(v16 *)(state + 16 * v) = u[v];
+        if (state) UNROLL for (int v = 0; v < nv; v++) *(vf *)(state + LANES * v) = u[v];
         if (may_skip) op->loud[cell] = loud != 0, op->pending[cell] = pending;
     }
 }
 
 /* The common cases with everything decided at compile time, and one form for the rest. */
-SD_INLINE void panel_by_mode(const sd_event_op *op, const int nv, int64_t column, int64_t number, int64_t steps, int64_t batch, const v16 *given) {
+SD_INLINE void panel_by_mode(const sd_event_op *op, const int nv, int64_t column, int64_t number, int64_t steps, int64_t batch, const vf *given) {
     const int open = op->current || op->mem || !op->out->bits || op->out->dense;
     if (op->mode == NEURON_PLAIN && !open) panel(op, nv, NEURON_PLAIN, 0, column, number, steps, batch, given);
     else if (op->mode == NEURON_PLAIN) panel(op, nv, NEURON_PLAIN, 1, column, number, steps, batch, given);
@@ -169,19 +153,19 @@ SD_INLINE void panel_by_mode(const sd_event_op *op, const int nv, int64_t column
 }
 
 /* A function for each width: in one function they take the compiler minutes. */
-#define PANEL(NV)                                                                                                                                   \
-    static void panel_##NV(const sd_event_op *op, int64_t column, int64_t number, int64_t steps, int64_t batch, const v16 *given) {      \
-        panel_by_mode(op, NV, column, number, steps, batch, given);                                                                                 \
+#define PANEL(COLUMNS)                                                                                                                                   \
+    static void panel_##COLUMNS(const sd_event_op *op, int64_t column, int64_t number, int64_t steps, int64_t batch, const vf *given) {      \
+        panel_by_mode(op, COLUMNS / LANES, column, number, steps, batch, given);                                                                                 \
     }
-PANEL(8)
-PANEL(4)
-PANEL(2)
-PANEL(1)
+PANEL(128)
+PANEL(64)
+PANEL(32)
+PANEL(16)
 
 /* Vectors of the panel at `column`. */
 SD_INLINE int panel_width(const sd_event_op *op, int64_t column) {
     const int64_t left = op->n[1] - column, columns = left < op->widest ? left : op->widest;
-    return columns >= 128 ? 8 : columns >= 64 ? 4 : columns >= 32 ? 2 : 1;
+    return (columns >= 128 ? 128 : columns >= 64 ? 64 : columns >= 32 ? 32 : 16) / LANES;
 }
 
 /* Whether this panel is the first of those that lie together and is to be summed with them: in a single step with events whose values are all one. */
@@ -193,22 +177,22 @@ SD_INLINE int begins_together(const sd_event_op *op, int64_t column, int64_t row
 
 void sd_event_layer(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
     int64_t column = 0, summed = 0; /* columns before `summed` have their sums in `acc` */
-    v16 acc[TOGETHER / 16];
+    vf acc[TOGETHER / LANES];
     for (int64_t number = 0; number < last; number++) {
         const int nv = panel_width(op, column);
         if (begins_together(op, column, steps * batch)) {
             const drive from = drive_of(op, nv, column);
-            sum_together(&from, acc, (const v16 *)(op->bias + column));
+            sum_together(&from, acc, (const vf *)(op->bias + column));
             summed = column + TOGETHER;
         }
-        const v16 *sum = column < summed ? acc + column % TOGETHER / 16 : NULL;
+        const vf *sum = column < summed ? acc + column % TOGETHER / LANES : NULL;
         if (number >= first) switch (nv) {
-            case 8: panel_8(op, column, number, steps, batch, sum); break;
-            case 4: panel_4(op, column, number, steps, batch, sum); break;
-            case 2: panel_2(op, column, number, steps, batch, NULL); break;
-            default: panel_1(op, column, number, steps, batch, NULL);
+            case 128 / LANES: panel_128(op, column, number, steps, batch, sum); break;
+            case 64 / LANES: panel_64(op, column, number, steps, batch, sum); break;
+            case 32 / LANES: panel_32(op, column, number, steps, batch, NULL); break;
+            default: panel_16(op, column, number, steps, batch, NULL);
         }
-        column += 16 * nv;
+        column += LANES * nv;
     }
 }
 
@@ -220,10 +204,10 @@ void sd_event_settle(sd_event_op *op, int64_t batch) {
         int64_t column = 0;
         for (int64_t number = 0; number < panels; number++) {
             const int nv = panel_width(op, column);
-            catch_up(nv, (v16 *)(op->state + b * width + column), (const v16 *)(op->decay + column), (const v16 *)(op->bias + column),
+            catch_up(nv, (vf *)(op->state + b * width + column), (const vf *)(op->decay + column), (const vf *)(op->bias + column),
                      op->pending[b * panels + number]);
             op->pending[b * panels + number] = 0;
-            column += 16 * nv;
+            column += LANES * nv;
         }
     }
 }

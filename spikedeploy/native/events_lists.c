@@ -6,7 +6,7 @@ enum { SLACK = 16 };
 
 /* What was seen of the numbers, zero where there was none: NaN or infinite, neither 0 nor 1. */
 typedef struct {
-    m16 endless, other;
+    vi endless, other;
 } seen;
 
 #if defined(__AVX512F__)
@@ -17,14 +17,14 @@ typedef struct {
 
 /* The values of a row's events from `begin` to `end`. */
 SD_INLINE void values(const sd_wire *w, const float *x, int64_t begin, int64_t end, int ones) {
-    if (ones) for (int64_t e = begin; e < end; e += 16) *(v16u *)(w->value + e) = sd_splat(1.0f);
+    if (ones) for (int64_t e = begin; e < end; e += LANES) *(vfu *)(w->value + e) = sd_splat(1.0f);
     else for (int64_t e = begin; e < end; e++) w->value[e] = x[w->index[e]];
 }
 
 void sd_event_lists(const sd_event_op *op, int64_t steps, int64_t batch) {
     sd_wire *w = op->source[0];
     const int64_t rows = steps * batch;
-    m16 endless = {};
+    vi endless = {};
     int64_t k = 0;
     if (w->outside) return;
     w->start[0] = 0;

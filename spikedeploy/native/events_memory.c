@@ -7,9 +7,12 @@ SD_INLINE void compare(const sd_event_op *op, const float *s, int64_t row, int64
     uint64_t *bits = spikes->bits ? spikes->bits + row * spikes->words : NULL;
     float *dense = spikes->dense ? spikes->dense + row * spikes->stride : NULL;
     for (int64_t i = 0; i < size; i += 16) { /* state and parameters are padded, so that whole vectors may be read */
-        m16 fired = sd_fires(strict, *(const v16 *)(s + i), *(const v16 *)(op->theta + i));
-        if (bits) sd_set_bits(bits, i, sd_mask(fired));
-        if (dense) *(v16 *)(dense + i) = *(const v16 *)(op->amplitude + i) * sd_select(fired, sd_splat(1.0f), sd_splat(0.0f));
+        vi fired[PARTS];
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            fired[p] = sd_fires(strict, ((const vf *)(s + i))[p], ((const vf *)(op->theta + i))[p]);
+            if (dense) ((vf *)(dense + i))[p] = ((const vf *)(op->amplitude + i))[p] * sd_select(fired[p], sd_splat(1.0f), sd_splat(0.0f));
+        }
+        if (bits) sd_write_mask(PARTS, fired, (u16a *)bits + i / 16);
     }
 }
 
@@ -25,13 +28,13 @@ SD_INLINE void snntorch_gate(float *log_p, const float *alpha, const float *k, f
 
 SD_INLINE float lanes_product(const float *x, const float *y, int64_t n) {
     float tail[16] = {0};
-    v16 lanes = {}, last;
+    vf lanes[PARTS] = {};
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) lanes += *(const v16u *)(x + i) * *(const v16u *)(y + i);
+    for (; i + 16 <= n; i += 16)
+        UNROLL for (int p = 0; p < PARTS; p++) lanes[p] += ((const vfu *)(x + i))[p] * ((const vfu *)(y + i))[p];
     if (i < n) {
         for (int64_t j = i; j < n; j++) tail[j - i] = x[j] * y[j];
-        memcpy(&last, tail, 64);
-        lanes += last;
+        UNROLL for (int p = 0; p < PARTS; p++) lanes[p] += ((const vfu *)tail)[p];
     }
     return sd_fold(lanes);
 }
@@ -76,24 +79,30 @@ typedef struct {
 
 SD_INLINE float event_value(const sd_wire *a, int64_t e) { return a->value ? a->value[e] : a->amplitude; }
 
-/* Sixteen columns a vector; `bytes` of them are wanted. */
+/* So many vectors of columns; `bytes` of them are wanted. */
 SD_INLINE void add_lines(const picked *p, const float *b, const float *bias, float *y, const int vectors, size_t bytes) {
-    v16 acc[4] = {};
-    if (bias) for (int v = 0; v < vectors; v++) acc[v] = ((const v16u *)bias)[v];
+    vf acc[4 * PARTS] = {};
+    if (bias) UNROLL for (int v = 0; v < vectors; v++) acc[v] = ((const vfu *)bias)[v];
     for (int64_t e = p->first; e < p->last; e++) {
-        const v16u *line = (const v16u *)(b + (p->a->index[e] - p->origin) * p->stride);
-        const v16 x = sd_splat(event_value(p->a, e));
-        for (int v = 0; v < vectors; v++) acc[v] += x * line[v];
+        const vfu *line = (const vfu *)(b + (p->a->index[e] - p->origin) * p->stride);
+        const vf x = sd_splat(event_value(p->a, e));
+        UNROLL for (int v = 0; v < vectors; v++) acc[v] += x * line[v];
     }
     memcpy(y, acc, bytes);
 }
 
 SD_INLINE void add_integers(const picked *p, const int32_t *b, const float *scale, const float *bias, float *y, size_t bytes) {
-    m16 acc = {};
-    for (int64_t e = p->first; e < p->last; e++) acc += *(const m16u *)(b + (p->a->index[e] - p->origin) * p->stride);
-    v16 sum = __builtin_convertvector(acc, v16) * *(const v16u *)scale;
-    sum += bias ? (v16)*(const v16u *)bias : (v16){};
-    memcpy(y, &sum, bytes);
+    vi acc[PARTS] = {};
+    vf sum[PARTS];
+    for (int64_t e = p->first; e < p->last; e++) {
+        const viu *line = (const viu *)(b + (p->a->index[e] - p->origin) * p->stride);
+        UNROLL for (int v = 0; v < PARTS; v++) acc[v] += line[v];
+    }
+    UNROLL for (int v = 0; v < PARTS; v++) {
+        sum[v] = __builtin_convertvector(acc[v], vf) * ((const vfu *)scale)[v];
+        sum[v] += bias ? (vf)((const vfu *)bias)[v] : (vf){};
+    }
+    memcpy(y, sum, bytes);
 }
 
 SD_INLINE int all_ones(const picked *p) {
@@ -106,13 +115,13 @@ SD_INLINE int all_ones(const picked *p) {
 SD_INLINE void mapped_row(const sd_event_op *op, const picked *p, float *y, int64_t m) {
     const int32_t *integer = op->integer && all_ones(p) ? (const int32_t *)op->integer : NULL;
     for (int64_t j = 0; j < m;) {
-        const int vectors = m - j >= 64 && !integer ? 4 : 1;
-        const int64_t count = m - j < 16 * vectors ? m - j : 16 * vectors;
+        const int blocks = m - j >= 64 && !integer ? 4 : 1;
+        const int64_t count = m - j < 16 * blocks ? m - j : 16 * blocks;
         const float *bias = op->bias ? op->bias + j : NULL;
         const size_t bytes = (size_t)count * sizeof(float);
         if (integer) add_integers(p, integer + j, op->scale + j, bias, y + j, bytes);
-        else if (vectors == 4) add_lines(p, op->weight + j, bias, y + j, 4, bytes);
-        else add_lines(p, op->weight + j, bias, y + j, 1, bytes);
+        else if (blocks == 4) add_lines(p, op->weight + j, bias, y + j, 4 * PARTS, bytes);
+        else add_lines(p, op->weight + j, bias, y + j, PARTS, bytes);
         j += count;
     }
 }
@@ -120,8 +129,8 @@ SD_INLINE void mapped_row(const sd_event_op *op, const picked *p, float *y, int6
 /* Lines of a wire, that end where the next begins. */
 SD_INLINE void product_row(const picked *p, const float *b, float *y, int64_t m) {
     int64_t j = 0;
-    for (; j + 64 <= m; j += 64) add_lines(p, b + j, NULL, y + j, 4, 256);
-    for (; j + 16 <= m; j += 16) add_lines(p, b + j, NULL, y + j, 1, 64);
+    for (; j + 64 <= m; j += 64) add_lines(p, b + j, NULL, y + j, 4 * PARTS, 256);
+    for (; j + 16 <= m; j += 16) add_lines(p, b + j, NULL, y + j, PARTS, 64);
     for (; j < m; j++) {
         float sum = 0.0f;
         for (int64_t e = p->first; e < p->last; e++) sum += event_value(p->a, e) * b[(p->a->index[e] - p->origin) * m + j];
