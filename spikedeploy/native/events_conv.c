@@ -125,6 +125,7 @@ SD_INLINE void store_bits(uint64_t *to, int part, vi bits) {
 SD_INLINE int neurons_part(const variant is, place p, int64_t tile, const int part) {
     const vf none = {};
     vi spikes[STEPS] = {}, above = {};
+    uint64_t loud[2] = {};
     for (int v = 0; v < BLOCKS; v += SIDE) {
         const int64_t lane = tile * TILE + 16 * v + LANES * part;
         vf u[SIDE], d[SIDE], theta[SIDE], bias[SIDE], reset[SIDE];
@@ -151,7 +152,8 @@ SD_INLINE int neurons_part(const variant is, place p, int64_t tile, const int pa
         }
     }
     UNROLL for (int s = 0; s < is.steps; s++) store_bits(p.fired + 2 * (s * p.tiles + tile), part, spikes[s]);
-    return sd_mask(above) != 0;
+    store_bits(loud, part, above);
+    return (loud[0] | loud[1]) != 0;
 }
 
 SD_INLINE int neurons(const variant is, place p, int64_t tile) {
