@@ -32,14 +32,17 @@
 #include "events_math.inc"
 #include "huge.inc"
 #include "memory.h"
+#include "vectors.inc"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, KEEP_EACH = 16, TALL = 8 /* rows of a product's tile */ };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, KEEP_EACH = 16 };
+enum { WIDTH = SD_VECTOR / 8, PIECES = LANES / WIDTH }; /* numbers in a vec; vecs that hold LANES of them */
+enum { TALL = SD_VECTOR == 64 ? 8 : 4 }; /* rows of a product's tile, which fits the registers with two vectors of each */
 enum { TO_V, TO_K, TO_ALPHA, TO_BETA, TO_Q, MAPS }; /* the maps of x */
 enum { OUT_STATE = 0, OUT_SPIKES = 1, OUT_READ = 2 };
 enum { ZERO, ATAN, FAST_SIGMOID, SIGMOID, STRAIGHT, TRIANGULAR, SIGN }; /* the surrogates, as numbered in nn/surrogate.py */
 
-typedef double vec __attribute__((vector_size(64)));
-typedef int64_t vec_mask __attribute__((vector_size(64)));
+typedef double vec __attribute__((vector_size(SD_VECTOR)));
+typedef int64_t vec_mask __attribute__((vector_size(SD_VECTOR)));
 typedef unsigned char vec_bytes __attribute__((vector_size(8), may_alias));
 
 #define VEC(p) (*(vec *)(p))
@@ -56,20 +59,67 @@ typedef unsigned char vec_bytes __attribute__((vector_size(8), may_alias));
 #define BIT_HALF 4
 #define BIT(r, h) (1 << ((h) * BIT_HALF + (r)))
 
-HOT double total(const vec *x) { return (((*x)[0] + (*x)[4]) + ((*x)[2] + (*x)[6])) + (((*x)[1] + (*x)[5]) + ((*x)[3] + (*x)[7])); }
+/* The bit of row r at lane `lane` of half h and the WIDTH - 1 lanes after it, as fires() collects it and word() lays it out. */
+HOT vec_mask bit(int r, int h, int lane) {
+#if SD_VECTOR == 64
+    (void)lane;
+    return (vec_mask){0} + (int64_t)BIT(r, h);
+#elif SD_VECTOR == 32
+    return ((vec_mask){0} + (int64_t)BIT(r, h)) << ((vec_mask){0, 8, 16, 24} + (int64_t)(8 * lane));
+#else
+    return ((vec_mask){0} + (int64_t)BIT(r, h)) << ((vec_mask){0, 8} + (int64_t)(8 * lane));
+#endif
+}
+
+/* The word of all bits: by bytes where one vector holds all lanes, else every lane has them in its place. */
+HOT uint64_t word(vec_mask fired) {
+#if SD_VECTOR == 64
+    return (uint64_t)__builtin_convertvector(fired, vec_bytes);
+#elif SD_VECTOR == 32
+    return (uint64_t)((fired[0] | fired[1]) | (fired[2] | fired[3]));
+#else
+    return (uint64_t)(fired[0] | fired[1]);
+#endif
+}
+
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_mask){__VA_ARGS__})
 #endif
 
-/* The totals of ROWS rows of LANES, by halves: a total at a time would leave most of a vector idle. */
+/* total: the sum of LANES numbers, by halves, in one order for all widths. totals: those of ROWS vecs; a total at a time would leave most of a
+   vector idle. */
+#if SD_VECTOR == 64
+HOT double total(const vec *x) { return (((*x)[0] + (*x)[4]) + ((*x)[2] + (*x)[6])) + (((*x)[1] + (*x)[5]) + ((*x)[3] + (*x)[7])); }
+
 HOT void totals(const vec *x, double *to) {
     vec a = SHUFFLE(x[0], x[1], 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(x[0], x[1], 1, 9, 3, 11, 5, 13, 7, 15);
     vec b = SHUFFLE(x[2], x[3], 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(x[2], x[3], 1, 9, 3, 11, 5, 13, 7, 15);
     vec c = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
     for (int r = 0; r < ROWS; r++) to[r] = c[r] + c[r + ROWS];
 }
+#elif SD_VECTOR == 32
+HOT double total(const vec *x) {
+    vec a = x[0] + x[1];
+    return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+HOT void totals(const vec *x, double *to) {
+    vec a = SHUFFLE(x[0], x[1], 0, 4, 2, 6) + SHUFFLE(x[0], x[1], 1, 5, 3, 7);
+    vec b = SHUFFLE(x[2], x[3], 0, 4, 2, 6) + SHUFFLE(x[2], x[3], 1, 5, 3, 7);
+    VEC(to) = SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
+}
+#else
+HOT double total(const vec *x) {
+    vec a = (x[0] + x[2]) + (x[1] + x[3]);
+    return a[0] + a[1];
+}
+
+HOT void totals(const vec *x, double *to) {
+    for (int r = 0; r < ROWS; r++) to[r] = x[r][0] + x[r][1];
+}
+#endif
 
 HOT int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -81,7 +131,7 @@ int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : d *
 /* Says that a result of so many bytes will be written whole. */
 void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }
 
-/* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for LANES numbers at a time. */
+/* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for WIDTH numbers at a time. */
 HOT vec sigmoid(vec z) {
     const vec zero = {0}, magic = zero + 6755399441055744.0, least_x = zero - 700, most_x = zero + 700;
     vec x = -z;
@@ -94,12 +144,12 @@ HOT vec sigmoid(vec z) {
     return 1 / (1 + e * (vec)power);
 }
 
-/* Of `count` numbers, a multiple of LANES, in place; several at a time, since each is a long chain. */
+/* Of `count` numbers, a multiple of WIDTH, in place; several at a time, since each is a long chain. */
 HOT void sigmoids(double *z, int64_t count) {
     int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES)
-        for (int h = 0; h < 4; h++) VEC(z + i + h * LANES) = sigmoid(CVEC(z + i + h * LANES));
-    for (; i < count; i += LANES) VEC(z + i) = sigmoid(CVEC(z + i));
+    for (; i + 4 * WIDTH <= count; i += 4 * WIDTH)
+        for (int h = 0; h < 4; h++) VEC(z + i + h * WIDTH) = sigmoid(CVEC(z + i + h * WIDTH));
+    for (; i < count; i += WIDTH) VEC(z + i) = sigmoid(CVEC(z + i));
 }
 
 /* Where S fires. */
