@@ -14,6 +14,7 @@
 #include "gen1.h"
 #include "huge.inc"
 #include "stream.inc"
+#include "vectors.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
@@ -79,7 +80,7 @@ static int64_t block_lanes(const sd_leaky *job, int64_t most) {
     return job->steps * job->lanes < PARALLEL_FROM || share > most ? most : share;
 }
 
-typedef double wide __attribute__((vector_size(64), may_alias));
+typedef double wide __attribute__((vector_size(SD_VECTOR), may_alias));
 #define WIDTH ((int)(sizeof(wide) / sizeof(double)))
 #define WIDE(x) __builtin_convertvector(x, wide)
 

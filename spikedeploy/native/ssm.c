@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "huge.inc"
+#include "vectors.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 
