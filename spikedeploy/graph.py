@@ -175,10 +175,10 @@ class Traced(nn.Module):
             parent._modules[name] = layer
         for path, value in tensors.items():
             parent, name = self._parent(path)
-            table: Any = parent._parameters if isinstance(value, nn.Parameter) else parent._buffers
-            table[name] = value
+            (parent._parameters if isinstance(value, nn.Parameter) else parent._buffers)[name] = value
 
-    def _parent(self, path: str) -> tuple[nn.Module, str]:
+    def _parent(self, path: str) -> tuple[Any, str]:
+        """The module whose tables hold `path`; the tables are used directly, since a layer may be called like an attribute of modules."""
         *outer, name = path.split(".")
         here: Any = self
         for part in outer:
@@ -189,13 +189,13 @@ class Traced(nn.Module):
         """The leaf layers by path."""
         for path in self.paths[0]:
             parent, name = self._parent(path)
-            yield path, parent._modules[name]  # type: ignore[misc]
+            yield path, parent._modules[name]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that the graph reads directly, by path."""
         for path in self.paths[1]:
             parent, name = self._parent(path)
-            yield path, (parent._parameters | parent._buffers)[name]  # type: ignore[misc]
+            yield path, (parent._parameters | parent._buffers)[name]
 
     def forward(self, x: Tensor) -> Any:
         return interpret(self.graph_, dict(self.layers()), dict(self.tensors()), x)

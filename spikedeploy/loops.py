@@ -177,8 +177,8 @@ def _cut(graph: Graph, layers: Mapping[str, nn.Module], tensors: Mapping[str, Te
     if first is None:
         raise refuse("it never takes x[0], the first time step")
     base = first[0]
-    starts = [i for i, node in enumerate(nodes) if (found := _time_index(node)) and found[0] == base]
-    times = [_time_index(nodes[i])[1] for i in starts]  # type: ignore[index]
+    taken = {i: found[1] for i, node in enumerate(nodes) if (found := _time_index(node)) and found[0] == base}
+    starts, times = list(taken), list(taken.values())
     if times != list(range(len(times))) or len(times) < 2:
         raise refuse(f"it takes the time steps {times[:8]} in this order", "Take every step once, first to last, at least two of them.")
     length = starts[1] - starts[0]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import memory_layers
 import numpy as np
 import pytest
 import torch
+from memory_layers import read
 
-from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.nn import AssociativeLeaky
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
 
-METHODS = ("iterative", "prefix", "associative", *(("native",) if native.available() else ()))
+METHODS = memory_layers.ROUTES[AssociativeLeaky]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -43,12 +44,10 @@ def loop(layer: AssociativeLeaky, x: torch.Tensor, state: torch.Tensor, spike: A
     q = None if layer.to_q is None else layer.to_q(x)
     for t in range(len(x)):
         state = state * alpha[t][:, None, :] + v[t][:, :, None] * k[t][:, None, :]
-        p = spike(state.flatten(1) - layer.threshold).reshape(state.shape) * layer.graded_spikes_factor
-        y = p if q is None else p @ q[t].reshape(len(p), layer.d_key, layer.d_value)
-        outputs.append(y.flatten(1))
+        outputs.append(read(layer, state, None if q is None else q[t], spike, layer.graded_spikes_factor))
     return torch.stack(outputs), state
 
 
 def make(d: int, n: int, m: int, **options: Any) -> AssociativeLeaky:
-    torch.manual_seed(d * 100 + n * 10 + m)
-    return AssociativeLeaky(m, d, n, **options)
+    layer: AssociativeLeaky = memory_layers.make(AssociativeLeaky, d, n, m, **options)
+    return layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,19 @@ from spikedeploy.program import Program
 from spikedeploy.runtime import reference
 
 FLOATS = (np.float64, np.float32)
+
+
+class Net(nn.Module):
+    """A module whose forward is the function it is given."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 def torch_outputs(model: nn.Module, x: Tensor) -> list[np.ndarray[Any, Any]]:

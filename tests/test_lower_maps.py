@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,11 @@ import torch.nn.functional as F
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowered import agree
+from lowered import Net, agree
 from torch import Tensor, nn
 
 import spikedeploy
 from spikedeploy.lower.builder import regroup
-
-
-class Net(nn.Module):
-    """A module whose forward is the function it is given."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def per_step(m: Any, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -24,50 +23,6 @@ def test_every_surrogate_runs_fused(kind: str) -> None:
     expected = gradients(lambda x, s: loop(layer, x, s, surrogate), layer, x, start)
     for name, value in gradients(lambda x, s: layer(x, s, return_state=True), layer, x, start).items():
         close(value, expected[name], 1e-9, name)
-
-
-@every_method
-def test_pieces_equal_the_whole(method: str) -> None:
-    layer = make(4, 3, 2, method=method, chunk=16)
-    x, state, parts = torch.randn(101, 2, 2), None, []
-    with torch.no_grad():
-        whole = layer.memory(x)
-        for piece in x.split([1, 50, 13, 37]):
-            parts.append(layer.memory(piece, state))
-            _, state = layer(piece, state, return_state=True)
-    close(torch.cat(parts), whole, 1e-6)
-    if method in ("native", "iterative"):
-        assert torch.equal(torch.cat(parts), whole)
-
-
-@every_method
-@pytest.mark.parametrize("cut", [1, 16, 40, 64])
-def test_nothing_reads_the_future(method: str, cut: int) -> None:
-    layer = make(3, 5, 2, method=method, chunk=48)
-    x = torch.randn(80, 2, 2)
-    with torch.no_grad():
-        before = layer(x)[:cut]
-        x[cut:] = math.nan
-        assert torch.equal(layer(x)[:cut], before)
-
-
-@every_method
-def test_a_batch_element_is_alone(method: str) -> None:
-    layer = make(5, 4, 2, method=method)
-    x = torch.randn(70, 3, 2)
-    with torch.no_grad():
-        before = layer(x)
-        x[3, 0] = math.inf
-        assert torch.equal(layer(x)[:, 1:], before[:, 1:])
-
-
-@every_method
-def test_any_layout_of_the_input(method: str) -> None:
-    layer = make(3, 4, 2, method=method)
-    x = torch.randn(2, 2, 30).permute(2, 0, 1)
-    assert not x.is_contiguous()
-    with torch.no_grad():
-        assert torch.equal(layer(x), layer(x.contiguous()))
 
 
 @every_method

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import memory_layers
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_gradients import agrees_with_the_loop, close
+from memory_layers import read
 
 from spikedeploy import native
 from spikedeploy import steps as S
@@ -19,7 +20,7 @@ from spikedeploy.nn import DeltaRuleLeaky
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
 
-METHODS = ("iterative", "associative", *(("native",) if native.available() else ()))
+METHODS = memory_layers.ROUTES[DeltaRuleLeaky]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -54,15 +55,13 @@ def loop(layer: DeltaRuleLeaky, x: torch.Tensor, state: torch.Tensor, spike: Any
         b = beta[t][:, :, None]
         move = torch.diag_embed(alpha[t]) @ (eye - b * k[t][:, :, None] * k[t][:, None, :])
         state = state @ move + b * v[t][:, :, None] * k[t][:, None, :]
-        p = spike(state.flatten(1) - layer.threshold).reshape(state.shape)
-        y = p if q is None else p @ q[t].reshape(len(p), layer.d_key, layer.d_value)
-        outputs.append(y.flatten(1))
+        outputs.append(read(layer, state, None if q is None else q[t], spike))
     return torch.stack(outputs), state
 
 
 def make(d: int, n: int, m: int, **options: Any) -> DeltaRuleLeaky:
-    torch.manual_seed(d * 100 + n * 10 + m)
-    return DeltaRuleLeaky(m, d, n, **options)
+    layer: DeltaRuleLeaky = memory_layers.make(DeltaRuleLeaky, d, n, m, **options)
+    return layer
 
 
 @every_method
@@ -124,29 +123,6 @@ def test_sixty_five_thousand_steps(retention: float) -> None:
         layer.method = method
         with torch.no_grad():
             close(layer.memory(x), expected, 2e-6, method)
-
-
-@every_method
-@pytest.mark.parametrize("cut", [1, 16, 40, 64])
-def test_nothing_reads_the_future(method: str, cut: int) -> None:
-    layer = make(3, 5, 2, method=method, chunk=48)
-    x = torch.randn(80, 2, 2)
-    with torch.no_grad():
-        before = layer(x)[:cut]
-        x[cut:] = math.nan
-        assert torch.equal(layer(x)[:cut], before)
-
-
-@every_method
-def test_pieces_equal_the_whole(method: str) -> None:
-    layer = make(4, 3, 2, method=method, chunk=16)
-    x, state, parts = torch.randn(101, 2, 2), None, []
-    with torch.no_grad():
-        whole = layer.memory(x)
-        for piece in x.split([1, 50, 13, 37]):
-            parts.append(layer.memory(piece, state))
-            _, state = layer(piece, state, return_state=True)
-    close(torch.cat(parts), whole, 1e-6)
 
 
 def test_a_written_value_is_read_back_and_overwritten() -> None:

@@ -10,6 +10,7 @@ import pytest
 import snntorch as snn
 import torch
 import torch.nn.functional as F
+from lowered import Net
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -17,19 +18,6 @@ import spikedeploy
 from spikedeploy.errors import BadInput, ModelRefused, SpikedeployError
 
 X = torch.randn(7, 2, 5, generator=torch.Generator().manual_seed(0))
-
-
-class Net(nn.Module):
-    """A module whose forward is the function it is given."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def lif(channels: int = 5, **options: Any) -> nn.Module:

@@ -260,7 +260,7 @@ def test_without_labels_accuracy_is_agreement(files: Path, capsys: pytest.Captur
         (("--figure", "f.pdf"), 2, "its name does not end in .png"),
         (("--figure", "nowhere/f.png"), 2, "the directory nowhere does not exist"),
         (("--data", "missing.npz"), 2, "missing.npz: there is no such file"),
-        (("--data", "bad.npz"), 2, "'y' is unreadable"),
+        (("--data", "bad.npz"), 2, "a .npy or .npz file of numbers is needed"),
         (("--model-file", "plain.pt"), 1, "no matrix memory in it"),
         (("--model-file", "x.npy"), 2, "one of .pt, .pth is needed"),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def load(path: str | os.PathLike[str], event_dt: float | None = None) -> Dense |
     if where.is_dir() or not where.exists():
         found = "it is a directory" if where.is_dir() else "there is no such file"
         raise BadInput(message(f"{path}", found, "a .npy or .npz file is needed"))
-    arrays = _read(where)
+    with _opened(where) as stored:
+        arrays = _chosen(where, stored)
     if not isinstance(arrays, np.ndarray):
         return recording(path, arrays, event_dt)
     if event_dt is not None:
@@ -40,13 +42,13 @@ def load(path: str | os.PathLike[str], event_dt: float | None = None) -> Dense |
     return Dense(arrays, path, lambda: _labels(where))
 
 
-def _read(path: Path) -> Real | dict[str, Real]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, Real]]:
+    """The arrays of the file by name, each read when it is asked for; the one of a `.npy` is called `input`."""
     try:
         loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _chosen(path, {"input": loaded})
-        with loaded:
-            return _chosen(path, loaded)
+        with nullcontext({"input": loaded}) if isinstance(loaded, np.ndarray) else loaded as arrays:
+            yield arrays
     except BadInput:
         raise
     except Exception as error:  # numpy, zipfile and struct fail in many ways on random bytes
@@ -73,12 +75,6 @@ def _chosen(path: Path, arrays: Mapping[str, Real]) -> Real | dict[str, Real]:
 
 def _labels(path: Path) -> Real | None:
     """The array `labels` or `y` beside a dense input."""
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return None
-    with loaded:
-        name = next((name for name in ("labels", "y") if name in loaded.files), None)
-        try:
-            return None if name is None else np.asarray(loaded[name])
-        except Exception:  # as above
-            raise BadInput(message(f"{path}", f"'{name}' is unreadable", "an array of class numbers is needed")) from None
+    with _opened(path) as arrays:
+        name = next((name for name in ("labels", "y") if name in arrays), None)
+        return None if name is None else np.asarray(arrays[name])

@@ -37,4 +37,4 @@ def matmul(call: Call, *rest: Any) -> Any:
     x, weight = call.args[:2]
     if not (isinstance(x, Wire) and constant(weight) and isinstance(weight, Tensor) and weight.ndim == 2):
         raise call.refuse("a product of computed values, or with something else than a matrix", "x @ matrix of the model is needed")
-    return maps.linear(call, SimpleNamespace(weight=weight.t(), bias=None))  # type: ignore[arg-type]
+    return maps.linear(call, maps.Matrix(weight.t()))

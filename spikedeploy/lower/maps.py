@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from spikedeploy import steps as S
 from spikedeploy.lower.builder import Call, Reduced, Wire, to_array
@@ -17,7 +17,14 @@ def parameter(value: Any) -> Array | None:
     return None if value is None else to_array(value)
 
 
-def linear(call: Call, module: nn.Linear) -> Any:
+class Matrix(NamedTuple):
+    """What `nn.Linear` computes with: y = weight x + bias."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def linear(call: Call, module: nn.Linear | Matrix) -> Any:
     """`nn.Linear` -> `Affine`. After a mean, a sum (without bias) or the last step it may stand before it as well: both are linear."""
     value = call.args[0] if call.args else None
     if isinstance(value, Reduced) and (value.reduce in ("mean", "last") or (value.reduce == "sum" and module.bias is None)):
@@ -26,7 +33,7 @@ def linear(call: Call, module: nn.Linear) -> Any:
     return _affine(call, module, call.wire())
 
 
-def _affine(call: Call, module: nn.Linear, x: Wire) -> Wire:
+def _affine(call: Call, module: nn.Linear | Matrix, x: Wire) -> Wire:
     _last_is_feature(call, x)
     return call.like(x, call.emit(S.Affine(call.name, (x.name,), to_array(module.weight), parameter(module.bias))))
 

@@ -193,10 +193,13 @@ def select(call: Call, *rest: Any) -> Any:
     return _index(call, x, axis - len(x.axes), int(index))
 
 
+_REDUCTIONS: dict[str, Reduce] = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
+
+
 def reduction(call: Call, *rest: Any) -> Any:
     """`mean`, `sum`, `max`, `amax` over time (at the end), or `mean` and `sum` over trailing features."""
-    kind = call.origin.split(".")[-1].removeprefix("a")
-    x = call.args[0]
+    called = call.origin.split(".")[-1]
+    kind, x = _REDUCTIONS[called], call.args[0]
     dims = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     x = call.as_wire(x)
     if dims is None:
@@ -211,11 +214,10 @@ def reduction(call: Call, *rest: Any) -> Any:
         x = _over_features(call, x, features, kind)
     if not time:
         return x
-    done = reduced(call, x, kind)  # type: ignore[arg-type]
+    done = reduced(call, x, kind)
     if call.kwargs.get("keepdim", call.args[2] if len(call.args) > 2 else False):
         done = Reduced(done.wire, done.reduce, kept=True)
-    pair = kind == "max" and "amax" not in call.origin
-    return {"values": done, 0: done} if pair else done
+    return {"values": done, 0: done} if called == "max" else done
 
 
 def _over_features(call: Call, x: Wire, axes: list[int], kind: str) -> Wire:

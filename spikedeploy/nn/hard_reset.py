@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class HardReset(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, tau: float, use_kernel: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, tau: float, use_kernel: bool) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
         if use_kernel:
             membrane, spikes = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
@@ -78,20 +79,20 @@ class HardReset(torch.autograd.Function):
             spikes = (membrane >= 1).to(x)
         ctx.save_for_backward(membrane)
         ctx.set_materialize_grads(False)
-        ctx.tau, ctx.use_kernel = tau, use_kernel  # type: ignore[attr-defined]
+        ctx.tau, ctx.use_kernel = tau, use_kernel
         return spikes, membrane
 
     @staticmethod
     @once_differentiable("hard_reset", "Use `spikedeploy.nn.hard_reset.rollout`.")
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
-        (membrane,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        (membrane,) = ctx.saved_tensors
         g_spikes, g_membrane = grads
         if g_spikes is None and g_membrane is None:
             return None, None, None
         g_spikes = torch.zeros_like(membrane) if g_spikes is None else g_spikes.contiguous()
         g_membrane = None if g_membrane is None else g_membrane.contiguous()
-        tau: float = ctx.tau  # type: ignore[attr-defined]
-        if ctx.use_kernel:  # type: ignore[attr-defined]
+        tau: float = ctx.tau
+        if ctx.use_kernel:
             g_x = empty(membrane.shape, membrane.dtype)
             _call("backward", membrane, g_spikes, g_membrane, g_x, tau=tau)
             return g_x, None, None
