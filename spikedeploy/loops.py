@@ -213,8 +213,15 @@ def _carried(cut: _Roll, body: list[Row]) -> dict[int, int]:
         elif target in ("operator.add", "torch.add", "operator.iadd") and carries == [i]:
             found[i] = _added(cut, i, args, first[i][2])
         else:
-            raise refuse(f"{target} reads a value of the step before")
+            raise _reads_back(target, layer)
     return found
+
+
+def _reads_back(target: str, layer: nn.Module | None) -> ModelRefused:
+    if isinstance(layer, snntorch.SpikingNeuron) and type(layer) is not snntorch.Leaky:
+        found = f"layer '{target}' is a {type(layer).__name__}"
+        return refuse(found, "Use snntorch.Leaky, the one-step neuron that is supported in a loop, or StateLeaky on the whole sequence.")
+    return refuse(f"'{target}' reads a value of the step before")
 
 
 def _slots(value: Any) -> list[_Slot]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from spikedeploy.errors import ModelRefused, message
 from spikedeploy.graph import ATTRIBUTES, FUNCTIONS, METHODS, Graph, Node, Ref, Traced, needed
 from spikedeploy.loops import BATCH, Size, is_unrolled, refuse, roll, with_batch_size
-from spikedeploy.nn.overtime import OverTime, forget
+from spikedeploy.nn.overtime import OverTime, forget, remembering
 from spikedeploy.tracer import Tracer
 
 _NAMES: dict[Any, str] = {function: name for name, function in reversed(list(FUNCTIONS.items()))} | {
@@ -37,13 +37,20 @@ class _One(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode inside the block, every module's own mode afterwards."""
+    """The model in eval mode and at rest inside the block, every module's own mode and hidden state afterwards.
+
+    At rest: snnTorch's neurons keep a membrane from call to call, and a deployed model starts from zero.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    membranes = [(layer, layer._buffers["mem"]) for layer in remembering(model)]
+    forget(model)
     try:
         yield model.eval()
     finally:
         for module, mode in modes:
             module.training = mode
+        for layer, membrane in membranes:
+            layer._buffers["mem"] = membrane
 
 
 Traces = tuple[Graph, dict[str, nn.Module], dict[str, Tensor]]
@@ -92,26 +99,29 @@ def _first_that_works(model: nn.Module, example: Tensor | None) -> Traces:
 def _read(model: nn.Module, tracer: Tracer) -> Traces:
     """What torch.fx records of the forward."""
     root = _One(model)
+    with evaluating(model):
+        traced = _traced(root, tracer)
+        forget(model)  # what runs beside the trace leaves membranes, and the graph may refer to them
+        nodes = with_batch_size(tuple(_node(node) for node in traced.nodes))
+        layers = {_strip(str(n.target)): root.get_submodule(str(n.target)) for n in traced.nodes if n.op == "call_module"}
+        tensors = {n.target: _tensor(root, n.target) for n in nodes if n.op == "tensor"}
+    return Graph(nodes), layers, tensors
+
+
+def _traced(root: _One, tracer: Tracer) -> fx.Graph:
     try:
-        with evaluating(model):
-            traced = tracer.trace(root)
+        return tracer.trace(root)
     except ModelRefused:
         raise
     except Exception as error:  # a user's forward may raise anything when it is given a proxy
         raise ModelRefused(
             message(
-                f"model ({type(model).__name__})",
+                f"model ({type(root.model).__name__})",
                 f"its forward cannot be traced ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
                 "a forward of layer calls and tensor operations whose order does not depend on values is needed",
                 "Use layers that take the whole sequence (T, B, C), or wrap a one-step network in spikedeploy.nn.OverTime.",
             )
         ) from error
-    finally:
-        forget(model)
-    nodes = with_batch_size(tuple(_node(node) for node in traced.nodes))
-    layers = {_strip(str(n.target)): root.get_submodule(str(n.target)) for n in traced.nodes if n.op == "call_module"}
-    tensors = {n.target: _tensor(root, n.target) for n in nodes if n.op == "tensor"}
-    return Graph(nodes), layers, tensors
 
 
 def _with_steps(graph: Graph, layers: dict[str, nn.Module], tensors: dict[str, Tensor]) -> Traces:

@@ -16,8 +16,10 @@ import spikedeploy
 from spikedeploy import steps as S
 from spikedeploy.errors import ModelRefused
 from spikedeploy.nn import OverTime
+from spikedeploy.nn.overtime import forget
 from spikedeploy.probe import flatten
 from spikedeploy.runtime import reference
+from spikedeploy.verify import verify
 
 X = 3 * torch.randn(7, 2, 5, generator=torch.Generator().manual_seed(0))
 RESETS: list[dict[str, Any]] = [{"reset_mechanism": r, "reset_delay": d} for r in ("subtract", "zero", "none") for d in (True, False)]
@@ -248,3 +250,48 @@ def test_a_sum_divided_by_the_number_of_steps_in_a_loop_is_refused() -> None:
 
     with pytest.raises(ModelRefused, match=r"mean\(0\)|number of steps"):
         spikedeploy.convert(Mean(), X)
+
+
+class Remembering(nn.Module):
+    """As in snnTorch's tutorials: the neurons keep their membranes from call to call, and whoever trains resets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), snn.Leaky(beta=0.9, threshold=0.3, init_hidden=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.net(x[step]) for step in range(x.size(0))])
+
+
+def test_a_model_that_remembers_is_judged_from_rest_and_left_as_it_was() -> None:
+    model, x = Remembering(), torch.randn(9, 2, 5)
+    model(x)
+    before = model.net[1].mem.clone()  # type: ignore[union-attr, operator]
+    assert before.any()
+    certificate = verify(model, None, x.numpy())
+    assert certificate.passed and certificate.layers[0].decisions
+    assert torch.equal(model.net[1].mem, before)  # type: ignore[arg-type]
+
+
+def test_a_stored_buffer_called_mem_is_not_a_membrane() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_buffer("mem", torch.ones(3))
+    forget(layer)
+    assert layer.mem.all()  # type: ignore[union-attr, operator]
+
+
+def test_another_neuron_in_a_loop_is_refused_by_name() -> None:
+    class Synapses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = snn.Synaptic(alpha=0.9, beta=0.8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes, (synapse, membrane) = [], self.lif.init_synaptic()
+            for step in range(x.size(0)):
+                spike, synapse, membrane = self.lif(x[step], synapse, membrane)
+                spikes.append(spike)
+            return torch.stack(spikes)
+
+    with pytest.raises(ModelRefused, match=r"layer 'lif' is a Synaptic; .*Use snntorch.Leaky"):
+        spikedeploy.convert(Synapses(), X)

@@ -29,9 +29,14 @@ class OverTime(nn.Module):
 
 def forget(module: nn.Module) -> None:
     """Empty the membrane that snnTorch's `Leaky` keeps between calls, and our own `Leaky`'s with `init_hidden`."""
-    for layer in module.modules():
-        if layer._buffers.get("mem") is not None:
+    for layer in remembering(module):
+        if layer._buffers["mem"] is not None:
             layer._buffers["mem"] = torch.zeros(0)
+
+
+def remembering(module: nn.Module) -> list[nn.Module]:
+    """The neurons that keep a membrane between calls. A buffer of that name which is stored with the model is something else."""
+    return [layer for layer in module.modules() if "mem" in layer._non_persistent_buffers_set]
 
 
 def stack(results: list[Any]) -> Any:
