@@ -5,8 +5,7 @@
     engine.step(x_t)                   x_t (B, *input_shape): outputs of this step
 
 float32 sums run over the nonzero inputs in ascending index order, bias first, multiply then add. The compiled kernels, the NumPy form
-(`native=False`), every thread
-count, whole or chunked, layer by layer or step by step, dense input or events: the same bytes.
+(`native=False`), every thread count, whole or chunked, layer by layer or step by step, dense input or events: the same bytes.
 """
 
 from __future__ import annotations

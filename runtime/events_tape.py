@@ -208,9 +208,8 @@ class Tape:
         return step
 
     def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> bool:
-        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False
-        where the input
-        holds NaN or infinity; the states are then as before."""
+        """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False where
+        the input holds NaN or infinity; the states are then as before."""
         ffi, machine = self.machine.ffi, self.machine
         table = ffi.new("sd_kept[]", max(len(kept), 1))
         for entry, (wire, reduce, into) in zip(table, kept, strict=False):
