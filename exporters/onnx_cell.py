@@ -208,7 +208,7 @@ def document(graph: Graph, kind: str, *, spikes: bool) -> dict[str, Any]:
 
 
 def _rows(program: Program) -> int | None:
-    tables = [s.table.shape[0] for s in program.steps if isinstance(s, S.Embedding) and INPUT in s.inputs]
+    tables = [s.table.shape[0] for s in program.steps if isinstance(s, S.Embedding)]
     return min(tables, default=None) if program.input_kind == "index" else None
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from onnx import TensorProto
 
 from spikedeploy import steps as S
 from spikedeploy.exporters.onnx_graph import Graph
-from spikedeploy.program import INPUT
 from spikedeploy.steps import Shape
 
 
@@ -127,9 +125,8 @@ def l2_normalize(g: Graph, step: S.L2Normalize, x: str) -> str:
 
 
 def embedding(g: Graph, step: S.Embedding, x: str) -> str:
-    """The index input is int64 already; any other wire is float32 and is cast."""
-    whole = x if step.inputs[0] == INPUT and g.program.input_kind == "index" else g.node("Cast", [x], "index", to=TensorProto.INT64)
-    return g.node("Gather", [g.constant("table", step.table), whole], axis=0, doc="table[x]")
+    """The input of whole numbers is int64 already."""
+    return g.node("Gather", [g.constant("table", step.table), x], axis=0, doc="table[x]")
 
 
 def topk(g: Graph, step: S.TopK, x: str) -> str:

@@ -133,12 +133,6 @@ def matmul(step: S.MatMul, a: Real, b: Real, state: State) -> Real:
     return y
 
 
-def embedding(step: S.Embedding, x: Real, state: State) -> Real:
-    """What lies outside the table reads row 0: only a model's input is checked."""
-    inside = (x >= 0) & (x < np.float32(len(step.table)))
-    return step.table[np.where(inside, x, 0).astype(np.int64)]
-
-
 def layer_norm(step: S.LayerNorm, x: Real, state: State) -> Real:
     count = np.float32(x.shape[-1])
     centred = x - (row_sum(x) / count)[..., None]
@@ -207,7 +201,6 @@ def diagonal_ssm(step: S.DiagonalSSM, x: Real, state: State) -> Real:
 STEP: Mapping[type[Step], Callable[..., Any]] = {
     **reference.STEP,
     S.Affine: affine,
-    S.Embedding: embedding,
     S.Conv2d: conv2d,
     S.SumPool2d: sum_pool2d,
     S.MatMul: matmul,

@@ -244,7 +244,7 @@ def check_input(program: Program, x: npt.ArrayLike) -> Real:
         raise BadInput(message("input", f"an array of shape {array.shape}", needed))
     if program.input_kind == "index":
         rows = min(
-            (s.table.shape[0] for s in program.steps if isinstance(s, S.Embedding) and INPUT in s.inputs),
+            (s.table.shape[0] for s in program.steps if isinstance(s, S.Embedding)),
             default=0,
         )
         if np.any(array != np.floor(array)) or array.min() < 0 or array.max() >= rows:

@@ -83,7 +83,7 @@ def conversion(
         input_shape=builder.shapes[INPUT],
         steps=tuple(builder.steps),
         outputs=tuple(_outputs(values["output"])),
-        input_kind="index" if any(isinstance(step, Embedding) and INPUT in step.inputs for step in builder.steps) else "float",
+        input_kind="index" if any(isinstance(step, Embedding) for step in builder.steps) else "float",
         origin=builder.origin,
         notes=tuple(builder.notes),
     )

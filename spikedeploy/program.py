@@ -56,6 +56,9 @@ class Program:
         _ = self.wires
         for index, step in enumerate(self.steps):
             _check_values(self.where(index), step)
+            if isinstance(step, S.Embedding) and (step.inputs != (INPUT,) or self.input_kind != "index"):
+                found = f"it looks up '{step.inputs[0]}', whose values are real numbers"
+                raise ModelRefused(message(self.where(index), found, "a table is looked up by the model's own input of whole numbers"))
         for output in self.outputs:
             if output.wire not in self.wires:
                 raise ModelRefused(

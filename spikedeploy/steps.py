@@ -157,7 +157,7 @@ class L2Normalize(Step):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding(Step):
-    """`y = table[x]`. x holds whole numbers in `[0, rows)`, shape `()` or `(k,)`; table `(rows, C)`; y `(*x, C)`."""
+    """`y = table[x]`. x is the model's input of whole numbers in `[0, rows)`, shape `()` or `(k,)`; table `(rows, C)`; y `(*x, C)`."""
 
     table: Array
 

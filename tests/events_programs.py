@@ -98,14 +98,6 @@ class Builder:
         wires = Program(self.input_shape, tuple(self.steps), (Output("y", self.wire),)).wires
         return {wire for wire, shape in wires.items() if shape == self.shape}
 
-    def lookup(self) -> None:
-        """Rows of a table that a wire's numbers choose."""
-        self.flat()
-        levels, width = int(self.rng.integers(1, 5)), int(self.rng.choice([1, 3, 17]))
-        self.add(S.Nearest(self.name(), (self.wire,), levels=np.arange(levels, dtype=np.float32)), self.shape)
-        table = self.rng.normal(size=(levels, width)).astype(np.float32)
-        self.add(S.Embedding(self.name(), (self.wire,), table=table), (*self.shape, width))
-
     def neuron(self) -> None:
         amplitude = np.float32(self.rng.choice([1.0, 1.0, 0.5, -1.5])) if self.rng.random() < 0.8 else self.param(0.5, 1.5)
         strict, decay, threshold = bool(self.rng.random() < 0.7), self.param(0, 1), self.param(0.2, 1.2)
@@ -191,12 +183,10 @@ def random_program(seed: int) -> Program:
     rng = np.random.default_rng(seed)
     shapes = ((7,), (40,), (130,), (2, 6, 7), (3, 9, 8))
     built = Builder(rng, shapes[int(rng.integers(len(shapes)))])
-    parts: list[Callable[[], None]] = [
-        built.linear, built.neuron, built.elementwise, built.memory, built.pool, built.rows, built.total, built.lookup
-    ]  # fmt: skip
+    parts: list[Callable[[], None]] = [built.linear, built.neuron, built.elementwise, built.memory, built.pool, built.rows, built.total]
     if rng.random() < 0.8:
         built.linear()
-    for part in rng.choice(len(parts), size=int(rng.integers(1, 6)), p=(0.26, 0.32, 0.17, 0.08, 0.05, 0.06, 0.03, 0.03)):
+    for part in rng.choice(len(parts), size=int(rng.integers(1, 6)), p=(0.28, 0.33, 0.17, 0.08, 0.05, 0.06, 0.03)):
         parts[part]()
     if not built.steps:
         built.neuron()

@@ -85,7 +85,7 @@ def test_embedding_of_several_tokens() -> None:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.integers(0, 10_000), st.sampled_from(["rows", "total", "lookup"]), st.sampled_from(["float32", "int8", "int16"]))
+@given(st.integers(0, 10_000), st.sampled_from(["rows", "total"]), st.sampled_from(["float32", "int8", "int16"]))
 def test_between_neurons(seed: int, part: str, weights: str) -> None:
     """Whole and in chunks, from events and dense, every wire."""
     built = Builder(np.random.default_rng(seed), ((40,), (7,), (3, 4, 5))[seed % 3])
@@ -100,12 +100,3 @@ def test_between_neurons(seed: int, part: str, weights: str) -> None:
         assert found.wires[name].tobytes() == value.tobytes(), name
     found, expected = engines[0].run(x, chunk=4), engines[1].run(x, order="step")
     assert found.outputs["y"].tobytes() == expected.outputs["y"].tobytes() and found.spikes == expected.spikes
-
-
-def test_what_lies_outside_a_table_reads_its_first_row() -> None:
-    """A wire may hold any numbers; a model's input is checked, and refused."""
-    steps = (S.Scale("s", ("input",), scale=np.float32(1)), S.Embedding("e", ("s",), table=np.arange(6.0).reshape(3, 2) + 1))
-    program = Program((8,), steps, (Output("e", "e"),))
-    x = np.array([-1e30, -1, -0.5, -0.0, 0, 2.9, 3, 1e30], np.float32).reshape(1, 1, 8)
-    assert_compiled_and_same(program, x)
-    assert EventEngine(program).run(x).outputs["e"][0, 0, :, 0].tolist() == [1, 1, 1, 1, 1, 5, 1, 1]

@@ -90,6 +90,9 @@ def test_other_bytes_are_refused(data):
         load_program(data)
 
 
+TABLE = np.arange(6.0).reshape(3, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -102,6 +105,11 @@ def test_other_bytes_are_refused(data):
         ({"steps": (S.Add("input", ("input",)),)}, "the name 'input' is taken"),
         ({"steps": (S.Mul("y", ("input",)),)}, "1 inputs; 2 are needed"),
         ({"steps": (S.Delay("y", ("input",), 0),)}, "a delay of 0 steps; at least one is needed"),
+        (
+            {"steps": (S.Embedding("e", ("input",), TABLE),)},
+            r"layer 0 'e' \(Embedding\): it looks up 'input', whose values are real numbers",
+        ),
+        ({"steps": (S.Nearest("n", ("input",), TABLE[:, 0]), S.Embedding("e", ("n",), TABLE)), "input_kind": "index"}, "looks up 'n'"),
     ],
 )
 def test_refusals_say_where_what_and_what_is_needed(changes, said):

@@ -114,7 +114,7 @@ SD_INLINE void nearest_row(const sd_event_op *op, const float *x, float *y, int6
     }
 }
 
-/* Rows of a table; whoever checked the input made sure that there are such rows, and a stream checks nothing. */
+/* Rows of a table; the input was checked to be rows of it, but by a stream, which checks nothing: what lies outside reads row 0. */
 SD_INLINE void embedding_row(const sd_event_op *op, const float *x, float *y) {
     const int64_t width = op->n[0];
     for (int64_t i = 0; i < op->n[1]; i++) {
