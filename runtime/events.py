@@ -156,7 +156,7 @@ class EventEngine:
         """The short way: copy in, one compiled call, copy out."""
         stream = self._stream
         if stream is None or stream.tape is not self._machine.current:
-            stream = self._stream = self.stream()
+            stream = self.stream()
         if x.shape != stream.input.shape or x.dtype.kind not in "fiub" or self.program.input_kind != "float":
             dense_input(x[None], self.program, self.batch)
         with np.errstate(over="ignore"):
@@ -169,10 +169,16 @@ class EventEngine:
 
     @in_turn
     def stream(self) -> Stream:
-        """For tight loops, see `Stream`; until `run` or `step` is called on the engine. Raises `BadInput` without the compiled kernels."""
+        """For tight loops, see `Stream`; until `run` or `step` is called on the engine. An engine has one: further calls give the same.
+
+        Raises `BadInput` without the compiled kernels.
+        """
         if not self._machine:
             raise BadInput(message("stream", "the engine runs in NumPy", "the compiled kernels are needed", "Use step()."))
-        return Stream(self._machine.tape(1, self._wires, stream=True), self.program, self.batch)
+        tape = self._machine.tape(1, self._wires, stream=True)
+        if self._stream is None or self._stream.tape is not tape:
+            self._stream = Stream(tape, self.program, self.batch)
+        return self._stream
 
     @in_turn
     def run(self, x: npt.ArrayLike | Events, *, record: Collection[str] = (), order: Order = "layer", chunk: int | None = None) -> Run:

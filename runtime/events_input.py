@@ -149,7 +149,7 @@ def dense_input(x: Any, program: Program, batch: int, *, checked: bool = True) -
         found, needed = f"a batch of {array.shape[1]}", f"the engine was made for {batch}"
         raise BadInput(message("input", found, needed, f"Use EventEngine(program, batch={array.shape[1]})."))
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(array, np.float32)
+        narrow = np.require(array, np.float32, ["C", "A"])
     if checked and array.dtype != np.float32 and not np.isfinite(narrow).all():
         raise BadInput(message("input", "numbers beyond float32", "finite float32 numbers are needed"))
     return narrow

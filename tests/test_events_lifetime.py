@@ -126,6 +126,22 @@ def test_an_engine_that_is_asked_for_many_things_keeps_few() -> None:
 
 
 @pytest.mark.skipif(not native.available(), reason="the native core is not built")
+def test_an_engine_has_one_stream() -> None:
+    """Two would write to one input."""
+    x = (np.random.default_rng(0).random((9, 1, 70)) < 0.3).astype(np.float32)
+    engine, expected = EventEngine(stack()), EventEngine(stack()).run(x).outputs["spikes"]
+    first = engine.stream()
+    for now, spikes in zip(x, expected, strict=True):
+        assert engine.stream() is first
+        first.input[:] = now
+        first.step()
+        assert np.array_equal(first.outputs["spikes"], spikes)
+    engine.run(x)
+    engine.step(x[0])
+    assert engine.stream() is first
+
+
+@pytest.mark.skipif(not native.available(), reason="the native core is not built")
 def test_a_stream_keeps_what_it_needs_of_its_engine() -> None:
     x = (np.random.default_rng(0).random((9, 1, 70)) < 0.3).astype(np.float32)
     expected = EventEngine(stack()).run(x).outputs["spikes"]
