@@ -227,6 +227,7 @@ def check_refused(call: Call, code: int, text: str = "") -> None:
         (("report", "plain.pt", "--input", "plain.npy", "--discretisation", "exact"), "option discretisation: it has no meaning for"),
         (("report", "plain.nir", "--input", "plain.npy", "--truncation", "drop"), "option truncation: it has no meaning for plain.nir"),
         (("inspect", "plain.nir", "--input", "plain.npy"), "option --input: plain.nir knows its shapes"),
+        (("inspect", "plain.pt", "--input", "plain.npy"), "option --input: plain.pt knows its shapes"),
         (("inspect", "plain.nir", "--model", "a:b"), "option model: it has no meaning for plain.nir"),
         (("run", "gen2.onnx", "--input", "gen2.npy", "--dt", "0.001"), "option dt: it has no meaning for gen2.onnx"),
         (("run", "plain.nir", "--input", "gen.npy"), "an array of shape (4, 2, 9)"),

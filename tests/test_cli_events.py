@@ -152,7 +152,6 @@ def test_the_engine_gets_the_events_themselves(files: Path, monkeypatch: pytest.
         ("verify", "camera.pt", "camera.onnx", "--json", "--input"),
         ("verify", "camera.pt", "--json", "--input"),
         ("export", "camera.pt", "--target", "onnx", "-o", "again.onnx", "--json", "--input"),
-        ("inspect", "camera.pt", "--json", "--input"),
     ],
 )
 def test_every_command_says_the_same(

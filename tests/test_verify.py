@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from spikedeploy.errors import BadInput, ModelRefused
 from spikedeploy.exporters import nir, onnx_cell
 from spikedeploy.inputs import fitted, load
 from spikedeploy.readers.nir import from_bytes
-from spikedeploy.runtime import reference
+from spikedeploy.runtime import OnnxRunner, reference
 from spikedeploy.verify import ProgramParty, verify
 from spikedeploy.verify.bounds import bound
 from spikedeploy.verify.inputs import lively_input, random_input
@@ -95,16 +97,29 @@ def test_a_silent_layer_is_said_to_be_untested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "batch", "text"),
+    ("random", "text"),
     [
-        (0, 2, "--steps: it is 0; at least 1 is needed."),
-        (2, -1, "--batch: it is -1; at least 1 is needed."),
-        (1 << 30, 8, "at most 268435456 values are used"),
+        ({"steps": 0}, "--steps: it is 0; at least 1 is needed."),
+        ({"batch": -1}, "--batch: it is -1; at least 1 is needed."),
+        ({"steps": 1 << 30}, "at most 268435456 values are used"),
+        ({"seed": -1}, "--seed: it is -1; a whole number from 0 on is needed."),
+        ({"rate": 1.5}, "--rate: it is 1.5; a probability from 0 to 1 is needed."),
+        ({"rate": float("nan")}, "--rate: it is nan"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(steps: int, batch: int, text: str) -> None:
-    with pytest.raises(BadInput, match=text.replace("(", r"\(")):
-        verify(leaky(normal(4, 3), 0.5), steps=steps, batch=batch)
+def test_random_input_that_cannot_be_is_refused(random: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(text)):
+        verify(leaky(normal(4, 3), 0.5), **random)
+
+
+def test_a_cell_of_a_fixed_batch_is_verified_in_that_batch() -> None:
+    program = leaky(normal(4, 3), 0.5)
+    cell = OnnxRunner(onnx_cell.export(program, static_batch=3))
+    assert verify(program, cell).batch == verify(program, cell, batch=3).batch == 3
+    with pytest.raises(BadInput, match=r"^--batch: a batch of 5; the artifact was built for a batch of 3\. Leave it out\."):
+        verify(program, cell, batch=5)
+    with pytest.raises(BadInput, match=r"^input: a batch of 2; the artifact was built for a batch of 3"):
+        verify(program, cell, normal(7, 2, 3))
 
 
 def test_another_models_artifact_is_refused() -> None:

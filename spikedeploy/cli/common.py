@@ -67,7 +67,7 @@ reading = options(
 """How to take a .nir file that says nothing of its time steps."""
 randomness = options(
     click.option("--steps", type=int, help="Time steps of the random input.  [default: 64]"),
-    click.option("--batch", type=int, help="Batch size of the random input.  [default: 8]"),
+    click.option("--batch", type=int, help="Batch size of the random input.  [default: 8, or the cell's own]"),
     click.option("--seed", type=int, help="Seed of the random input.  [default: 0]"),
     click.option("--rate", type=float, help="Spike probability in the random input's binary samples.  [default: 0.25]"),
 )

@@ -31,8 +31,7 @@ def _nir(program: Any, path: Path, options: Mapping[str, Any]) -> list[Path]:
 def _onnx(program: Any, path: Path, options: Mapping[str, Any]) -> list[Path]:
     from spikedeploy.exporters.onnx_cell import write
 
-    renamed = {"spikes": "spikes", "sequence": "sequence", "opset": "opset", "static_batch": "static_batch"}
-    return list(write(program, path, **{renamed[key]: value for key, value in options.items()}))
+    return list(write(program, path, **options))
 
 
 TARGETS: Mapping[str, Target] = {
@@ -106,7 +105,8 @@ def _export(
         files = row.write(program, Path(folder) / path.name, format_options)
         options = {name: value for name, value in meaning.items() if name != "model"}  # the module is made
         source = None if x is None else str(x.where)
-        certificate = verify(opened.model, files[0], x, steps=32, batch=4, options=options, input_source=source, progress=progress)
+        batch = format_options.get("static_batch", 4)
+        certificate = verify(opened.model, files[0], x, steps=32, batch=batch, options=options, input_source=source, progress=progress)
         if _meant_to_be_equal(format_options):
             require(certificate)
         written = [write_bytes(path.with_name(file.name), file.read_bytes()) for file in files]

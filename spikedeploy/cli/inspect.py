@@ -28,7 +28,7 @@ def command(file: str, input_file: str | None, event_dt: float | None, as_json: 
         data = read_data(input_file, event_dt)
         example = None if data is None else data.example
         opened = open_artifact(file, "model", "nir", "onnx", **how)
-        if data is not None and opened.model is None:
+        if data is not None and (opened.model is None or getattr(opened.model, "example", None)):
             raise BadInput(message("option --input", f"{file} knows its shapes", "it has no meaning here", "Leave it out."))
         head = {"file": file, "kind": opened.kind, "sha256": opened.sha256}
         facts = head | (_cell(file) if opened.kind == "onnx" else describe(program_of(opened, example)))

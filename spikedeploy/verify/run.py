@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spikedeploy.artifact import refuse_idle
-from spikedeploy.errors import NotEquivalent
+from spikedeploy.errors import BadInput, NotEquivalent, message
 from spikedeploy.inputs import Data, as_data, fitted
 from spikedeploy.program import Program
 from spikedeploy.verify import judge
@@ -24,6 +24,8 @@ from spikedeploy.verify.sides import Sides, artifact_parties, opened_artifact, s
 from spikedeploy.verify.versions import versions
 
 Progress = Callable[[str], None]
+BATCH = 8
+"""Of random input, where nobody says another."""
 RESTORED = Doubt(parameters=16, decay=8)
 """An artifact whose parameters went through time constants and gains and back, each rounded to float32."""
 
@@ -34,7 +36,7 @@ def verify(
     x: npt.ArrayLike | Data | None = None,
     *,
     steps: int = 64,
-    batch: int = 8,
+    batch: int | None = None,
     seed: int = 0,
     rate: float = 0.25,
     options: Mapping[str, Any] | None = None,
@@ -44,7 +46,7 @@ def verify(
     """Hold `model` (a path, a torch module with `x`, or a Program) against `artifact` (a path, a Program, a runner, a Party, or None).
 
     x        input `(T, B, *shape)`, or data from a file (`spikedeploy.inputs.load`); random when not given, by `seed`, `rate`, `steps` and
-             `batch`
+             `batch`: 8, or the artifact's own where that is fixed
     options  how the two are taken (`artifact.TAKES`): `semantics`, `truncation`, `topk_k`, `topk_v` of the model, `dt` of a .nir, ...
 
     With another meaning than the trained one (`semantics`, `truncation`, top-k) the trained form is held against the program as it was
@@ -60,13 +62,16 @@ def verify(
     artifact, made_from = opened_artifact(artifact, chosen)
     sides = sides_of(model, None if given is None else given.example, chosen, made_from)
     parties, about = artifact_parties(sides, artifact)
-    parties, about = artifact_parties(sides, artifact)
+    fixed = next((own for party in parties if (own := getattr(party, "batch", None)) is not None), None)
     if given is None:
-        batch = next((fixed for party in parties if (fixed := getattr(party, "batch", None))), batch)
-        data, source = lively_input(sides.program, steps, batch, seed, rate), f"random input, seed {seed}"
+        samples = batch if batch is not None else fixed or BATCH
+        data, source = lively_input(sides.program, steps, samples, seed, rate), f"random input, seed {seed}"
     else:
         source = "given input"
         data = np.ascontiguousarray(fitted(sides.program, given), np.float32)
+    if fixed is not None and data.shape[1] != fixed:
+        where, do = ("--batch", "Leave it out.") if given is None else (f"{given.where}", "")
+        raise BadInput(message(where, f"a batch of {data.shape[1]}", f"the artifact was built for a batch of {fixed}", do))
     trial = Trial(sides, data, progress)
     trial.run(parties)
     findings = (*trial.findings, *about.findings, *extras(sides, data, trial.bounds(sides.program, Doubt())))
