@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_events import assert_same
 
 from spikedeploy import native
 from spikedeploy import steps as S
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import EventEngine, Events
-from spikedeploy.runtime.reference import Run
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native core is not built")
 SEEDS = st.integers(0, 10_000)
@@ -84,15 +84,6 @@ def bursts(program: Program, seed: int, steps: int, batch: int) -> np.ndarray:
     lively = (rng.random((steps, batch)) < rng.choice([0.03, 0.3, 1.0])).reshape(steps, batch, 1, 1, 1)
     active = (rng.random(shape) < rng.choice([0.01, 0.1, 0.4])) & lively
     return np.where(active, 1.0 if rng.random() < 0.5 else rng.normal(size=shape), 0).astype(np.float32)
-
-
-def assert_same(a: Run, b: Run) -> None:
-    assert a.spikes == b.spikes
-    for name, value in (a.outputs | a.wires).items():
-        assert value.tobytes() == (b.outputs | b.wires)[name].tobytes(), name
-    for step, states in a.states.items():
-        for name, value in states.items():
-            assert value.tobytes() == b.states[step][name].tobytes(), f"{step}.{name}"
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -16,10 +16,11 @@ static const vf none[WIDEST];
 
 SD_INLINE const vf *at_column(const float *of, int64_t column) { return of ? (const vf *)(of + column) : none; }
 
-/* The greatest number below: u >= theta and u > below(theta) say the same of every finite u. */
+/* The greatest number below, of zero the greatest normal one: u >= theta and u > below(theta) say the same of every settled u, also to a processor that
+   takes smaller numbers for zero. */
 SD_INLINE vf below(vf theta) {
     const vi bits = (vi)theta, zero = (bits & 0x7fffffff) == 0, negative = bits < 0;
-    return (vf)((zero & (int32_t)0x80000001) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
+    return (vf)((zero & (int32_t)0x80800000) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
 }
 
 SD_INLINE drive drive_of(const sd_event_op *op, const int nv, int64_t column) {
