@@ -96,7 +96,7 @@ class EventEngine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         native = None if self.native else False
-        return EventEngine, (self.program, self.batch, self.threads, self.weights, native), self.state
+        return type(self), (self.program, self.batch, self.threads, self.weights, native), self.state
 
     def __setstate__(self, state: States) -> None:
         self.state = state
@@ -205,7 +205,8 @@ class EventEngine:
         if tape is not None:
             spikes = self._sequence(tape, source, steps, plans, kept_plans)
         else:
-            source = self._source(x)
+            if isinstance(source, np.ndarray):
+                source = self._source(source)
             spikes = self._collect(self._run(source, kept, 1 if order == "step" else chunk or 0), plans, kept_plans)
         return Run(
             outputs={name: collect.result for name, collect in plans.items()},
