@@ -36,7 +36,7 @@ class OptionalNative(build_ext):
             self.compiler.compile, self.build_temp = compiler, place
 
 
-# SPIKEDEPLOY_LEVELS=v4 builds for one machine only (and for every one, which asks which to take): quicker while one works on the C sources.
+# SPIKEDEPLOY_LEVELS=v4 builds that level and the one for every machine, which tells what the processor has: quicker to build.
 LEVELS = os.environ.get("SPIKEDEPLOY_LEVELS", "v3,v4" if platform.machine().lower() in ("x86_64", "amd64") else "")
 CORES = ["every", *filter(None, LEVELS.split(","))]
 
