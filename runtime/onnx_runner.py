@@ -22,7 +22,7 @@ from spikedeploy.readers.onnx_guard import Source
 from spikedeploy.readers.onnx_info import CellInfo, read_cell
 from spikedeploy.runtime.onnx_probe import Probe
 from spikedeploy.runtime.onnx_session import DTYPES, Binding, open_session, with_outputs
-from spikedeploy.runtime.reference import REDUCE, Run, State
+from spikedeploy.runtime.reference import REDUCE, Run, State, why_not_finite
 from spikedeploy.steps import Array
 
 
@@ -184,8 +184,8 @@ def check_sequence(info: CellInfo, x: npt.ArrayLike, batch: int | None = None) -
         raise BadInput(message("input", f"an array of {array.dtype}", "real numbers are needed"))
     if info.rows is not None:
         _check_tokens(array, info.rows)
-    elif not np.isfinite(array).all():
-        raise BadInput(message("input", "NaN or infinity", "finite numbers are needed"))
+    elif found := why_not_finite(array, np.float32):
+        raise BadInput(message("input", found, "finite numbers are needed"))
     return array
 
 

@@ -27,11 +27,6 @@ class SequenceRunner:
         self._session = open_session(data, threads)
         self._names = [item.name for item in self._session.get_outputs()]
 
-    def run_forced(self, x: npt.ArrayLike, forced: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-        """Not possible: nothing inside a Scan can be replaced. Raises `BadInput`."""
-        found, do = "a sequence model shows only its outputs", "Verify the step cell; this model has the same nodes."
-        raise BadInput(message("ONNX model", found, "a step cell is needed to judge layer by layer", do))
-
     def run(self, x: npt.ArrayLike, states: Mapping[str, Mapping[str, npt.ArrayLike]] | None = None) -> Run:
         """A whole sequence, from zero states or from given ones. Raises `BadInput` for another shape."""
         xs = check_sequence(self.info, x, self.info.batch)

@@ -233,8 +233,20 @@ REDUCE: Mapping[Reduce, Callable[[Real], Real]] = {
 }
 
 
-def check_input(program: Program, x: npt.ArrayLike) -> Real:
-    """`x` as an array `(T, B, *input_shape)`; raises `BadInput` with the expected shape and what was given."""
+def why_not_finite(array: Real, dtype: npt.DTypeLike) -> str:
+    """In words, what an array of real numbers holds that `dtype` has no finite number for; empty where there is nothing."""
+    if not np.isfinite(array).all():
+        return "NaN or infinity"
+    limit = np.finfo(dtype).max
+    beyond = array.dtype.kind == "f" and not (-limit <= array.min() and array.max() <= limit)
+    return f"numbers beyond {np.dtype(dtype).name}" if beyond else ""
+
+
+def check_input(program: Program, x: npt.ArrayLike, dtype: npt.DTypeLike = np.float64) -> Real:
+    """`x` as an array `(T, B, *input_shape)`; raises `BadInput` with the expected shape and what was given.
+
+    dtype  what it will run in; `x` is not cast
+    """
     array = np.asarray(x)
     shape = ("T", "B", *program.input_shape)
     needed = f"({', '.join(map(str, shape))}) is needed, T and B at least 1"
@@ -255,8 +267,8 @@ def check_input(program: Program, x: npt.ArrayLike) -> Real:
                     f"whole numbers from 0 to {rows - 1} are needed",
                 )
             )
-    elif not np.isfinite(array).all():
-        raise BadInput(message("input", "NaN or infinity", "finite numbers are needed"))
+    elif found := why_not_finite(array, dtype):
+        raise BadInput(message("input", found, "finite numbers are needed"))
     return array
 
 
@@ -287,9 +299,9 @@ def run(
             returned stays the computed value (so each layer can be judged on given inputs)
     states  where to start, as `Run.states` holds them; zero when not given
 
-    Raises `BadInput` on an input of another shape or with values that are not finite.
+    Raises `BadInput` on an input of another shape or with values that are not finite in `dtype`.
     """
-    x = check_input(program, x)
+    x = check_input(program, x, dtype)
     steps, forced = [cast(step, dtype) for step in program.steps], forced or {}
     now = zeros(program, x.shape[1], dtype)
     for name, kept in (states or {}).items():

@@ -84,8 +84,11 @@ OPEN: Mapping[str, tuple[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]
 }
 """Per suffix: what kind of file it is, and how it is opened."""
 
-MEANING = ("semantics", "truncation")
-"""What a conversion can be told."""
+MEANING: Mapping[str, tuple[str, tuple[str, str]]] = {
+    "semantics": ("Gen2 layer", ("recurrence", "snntorch-1.0.0")),
+    "truncation": ("kernel_truncation_steps", ("exact", "drop")),
+}
+"""What a conversion can be told: what in a model it is about, and its two values."""
 TOPK = ("topk_k", "topk_v")
 """What a program can be made sparse by."""
 TAKES: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +164,20 @@ def program_of(opened: Opened, x: Any = None) -> Program:
 
 
 def _converted(opened: Opened, x: Any) -> Program:
-    from spikedeploy.conversion import convert
     from spikedeploy.verify.sides import example_of
 
-    return convert(opened.model, example_of(opened.model, x), **{name: opened.options[name] for name in MEANING if name in opened.options})
+    return deployed(opened.model, example_of(opened.model, x), opened.options)
+
+
+def deployed(model: Any, example: Any, options: Mapping[str, Any]) -> Program:
+    """A torch model, converted by the meaning that is among the options. Raises `BadInput` for one that changes nothing in this model."""
+    from spikedeploy.conversion import convert
+
+    chosen = {name: options[name] for name in MEANING if name in options}
+    program = convert(model, example, **chosen)
+    for name, value in chosen.items():
+        (other,) = set(MEANING[name][1]) - {value}
+        if convert(model, example, **chosen | {name: other}).digest == program.digest:
+            found = f"it changes nothing: the model has no {MEANING[name][0]}"
+            raise BadInput(message(f"option {name}", found, "an option for such a model is needed", "Leave it out."))
+    return program

@@ -229,6 +229,16 @@ def check_refused(call: Call, code: int, text: str = "") -> None:
         (("inspect", "plain.nir", "--input", "plain.npy"), "option --input: plain.nir knows its shapes"),
         (("inspect", "plain.pt", "--input", "plain.npy"), "option --input: plain.pt knows its shapes"),
         (("inspect", "plain.nir", "--model", "a:b"), "option model: it has no meaning for plain.nir"),
+        (("inspect", "plain.pt", "--semantics", "recurrence"), "option semantics: it changes nothing: the model has no Gen2 layer"),
+        (("verify", "plain.pt", "--semantics", "snntorch-1.0.0"), "option semantics: it changes nothing"),
+        (("run", "gen2.pt", "--input", "gen2.npy", "--truncation", "exact"), "the model has no kernel_truncation_steps"),
+        (("export", "gen2.pt", "--target", "onnx", "-o", "x.onnx", "--truncation", "drop"), "option truncation: it changes nothing"),
+        (("verify", "gen2.pt", "gen2.sequence.onnx"), "gen2.sequence.onnx: it is a SequenceRunner; a program, or"),
+        (("run", "plain.pt", "--input", "huge.npy"), "huge.npy: numbers beyond float32; finite numbers are needed."),
+        (("verify", "plain.pt", "--input", "huge.npy"), "huge.npy: numbers beyond float32"),
+        (("run", "plain.pt", "--input", "huge.npy", "--engine", "events"), "huge.npy: numbers beyond float32"),
+        (("run", "gen2.onnx", "--input", "hugegen.npy"), "hugegen.npy: numbers beyond float32"),
+        (("run", "gen2.sequence.onnx", "--input", "hugegen.npy"), "hugegen.npy: numbers beyond float32"),
         (("run", "gen2.onnx", "--input", "gen2.npy", "--dt", "0.001"), "option dt: it has no meaning for gen2.onnx"),
         (("run", "plain.nir", "--input", "gen.npy"), "an array of shape (4, 2, 9)"),
         (("run", "plain.nir", "--input", "plain.npy", "-o", "x.txt"), "its name does not end in .npz"),
@@ -257,6 +267,8 @@ def test_what_cannot_be_used_is_refused(
     np.save("gen.npy", np.zeros((4, 2, 9), np.float32))
     np.save("none.npy", np.zeros((0, 2, 5), np.float32))
     np.save("nan.npy", np.full((4, 2, 5), np.nan, np.float32))
+    np.save("huge.npy", np.full((4, 2, 5), -1e39))
+    np.save("hugegen.npy", np.load("gen2.npy").astype(float) * 1e300)
     torch.save(nn.Linear(2, 2).state_dict(), "state.pt")
     before = sorted(path.name for path in files.iterdir())
     check_refused(Call(capsys, *arguments), 2, text)

@@ -276,7 +276,7 @@ def test_bad_files_are_refused_in_words(
         code, out, err = call(
             capsys, "run", files / "camera.pt", "--input", tmp_path / "bad.npz", "-o", tmp_path / "o.npz", "--engine", engine
         )
-        assert (code, out) == (2, "") and "Traceback" not in err and text in err, err
+        assert (code, out) == (2, "") and "Traceback" not in err and text in err and "bad.npz" in err, err
         assert [path.name for path in tmp_path.iterdir()] == ["bad.npz"]
 
 

@@ -198,6 +198,11 @@ def test_no_jobs_is_refused() -> None:
         sweep(trained(AssociativeLeaky), X.numpy(), jobs=0)
 
 
+def test_more_processes_than_points_are_not_made() -> None:
+    program = trained(AssociativeLeaky)
+    assert sweep(program, X.numpy(), jobs=10**6).as_dict() == sweep(program, X.numpy()).as_dict()
+
+
 # --- the command -----------------------------------------------------------------------------------------------
 
 
@@ -258,7 +263,7 @@ def test_without_labels_accuracy_is_agreement(files: Path, capsys: pytest.Captur
         (("--topk-k", "5"), 2, "--topk-k of '0.S': 5; a count from 1 to 4"),
         (("--jobs", "0"), 2, "--jobs: it is 0"),
         (("--figure", "f.pdf"), 2, "its name does not end in .png"),
-        (("--figure", "nowhere/f.png"), 2, "the directory nowhere does not exist"),
+        (("--figure", "nowhere/f.png"), 2, "there is no directory nowhere"),
         (("--data", "missing.npz"), 2, "missing.npz: there is no such file"),
         (("--data", "bad.npz"), 2, "a .npy or .npz file of numbers is needed"),
         (("--model-file", "plain.pt"), 1, "no matrix memory in it"),

@@ -74,7 +74,8 @@ def _reference(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
 
 def _events(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
     from spikedeploy.artifact import program_of
-    from spikedeploy.inputs import Recording, for_engine
+    from spikedeploy.errors import BadInput
+    from spikedeploy.inputs import Recording, for_engine, said_of
     from spikedeploy.runtime.events import EventEngine
 
     program = program_of(opened, data.example)
@@ -83,8 +84,11 @@ def _events(opened: Any, data: Any, keep: bool) -> tuple[str, Any]:
     if isinstance(data, Recording):
         wires = {*record, *(output.wire for output in program.outputs if output.reduce == "none")}
         size = sum(int(np.prod(program.wires[wire])) for wire in wires)
-        data.check_room(size, "are the result", "Leave -o out, or take longer steps (--event-dt) or fewer samples.")
-    return "events", EventEngine(program, batch=batch).run(source, record=record)
+        data.check_room(size, "are the result", f"Take longer steps (--event-dt) or fewer samples{', or leave -o out' if keep else ''}.")
+    try:
+        return "events", EventEngine(program, batch=batch).run(source, record=record)
+    except BadInput as error:
+        raise BadInput(said_of(data, error)) from None
 
 
 def _kept(program: Any, keep: bool) -> list[str]:

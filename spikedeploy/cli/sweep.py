@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from spikedeploy.cli.common import as_json, conversion, event_dt, read_data, show, single_thread, working
+from spikedeploy.cli.common import as_json, check_target, conversion, event_dt, read_data, show, single_thread, working
 from spikedeploy.errors import BadInput, message
 
 
@@ -73,8 +73,8 @@ def _check(figure: str | None, jobs: int | None) -> None:
         raise BadInput(message("--jobs", "it is 0", "at least 1, or -1 for one per core, is needed"))
     if figure is not None and Path(figure).suffix.lower() != ".png":
         raise BadInput(message(f"figure {figure}", "its name does not end in .png", "the figure is a PNG"))
-    if figure is not None and not Path(figure).resolve().parent.is_dir():
-        raise BadInput(message(f"figure {figure}", f"the directory {Path(figure).parent} does not exist", "it must exist"))
+    if figure is not None:
+        check_target(Path(figure))
 
 
 def _draw(figure: str | None, result: Any, title: str) -> str | None:

@@ -42,10 +42,10 @@ def as_data(x: Any) -> Data:
 def fitted(program: Program, data: Data) -> Real:
     """The data as the program's input `(T, B, *input_shape)`; a single sample `(T, *input_shape)` gets its batch axis.
 
-    Raises `BadInput` with the needed shape, and for address events whose dense form is too large.
+    Raises `BadInput` with the needed shape, for numbers that float32 cannot hold, and for address events whose dense form is too large.
     """
     try:
-        return reference.check_input(program, data.dense(program))
+        return reference.check_input(program, data.dense(program), np.float32)
     except BadInput as error:
         raise BadInput(said_of(data, error)) from None
 
@@ -59,8 +59,10 @@ def for_engine(program: Program, data: Data) -> tuple[Real | Events, int]:
 
 
 def said_of(data: Data, error: BadInput) -> str:
-    """The message about `input`, about the file that it came from."""
+    """The message about `input` or `events`, about the file that these came from."""
     text = str(error)
+    if text.startswith("events"):
+        return f"{data.where}: {text}"
     return f"{data.where}{text.removeprefix('input')}" if text.startswith("input") else text
 
 

@@ -31,7 +31,7 @@ def measure(program: Program, x: npt.ArrayLike, *, native: bool | None = None) -
     Memory stays bounded whatever T is: time is cut into chunks, and only sums over samples or over steps are kept.
     Raises `BadInput` for an input that the program cannot take.
     """
-    given = check_input(program, x)
+    given = check_input(program, x, np.float32)
     tally = Tally(program, given.shape[0], given.shape[1])
     engine = EventEngine(program, given.shape[1], native=native)
     record = [wire for wire in tally.wires if wire != INPUT]

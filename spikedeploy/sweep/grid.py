@@ -74,7 +74,7 @@ def sweep(
     programs = [dump_program(with_topk(program, k, v)) for k, v in settings]
     if jobs == 0 or not settings:
         raise BadInput(message("sweep", f"{jobs} jobs, {len(settings)} points", "at least one of each (or -1 jobs: all cores) is needed"))
-    given = np.ascontiguousarray(check_input(program, x), np.float32)
+    given = np.ascontiguousarray(check_input(program, x, np.float32), np.float32)
     progress("running the full model")
     full = trace(program, given)
     truth = full.answers if labels is None else checked_labels(labels, given.shape[1], full)
@@ -85,7 +85,7 @@ def sweep(
             progress(f"point {index} of {len(settings)}")
             yield delayed(evaluate)(data, k, v, given, full, truth)
 
-    points = _run(Parallel(n_jobs=jobs), tasks())
+    points = _run(Parallel(n_jobs=jobs if jobs is None else min(jobs, len(settings))), tasks())
     return Sweep(program.digest, given.shape[0], given.shape[1], labels is not None, whole, points)
 
 

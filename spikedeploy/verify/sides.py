@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spikedeploy.artifact import MEANING, TOPK, Opened, open_artifact, taken
+from spikedeploy.artifact import MEANING, TOPK, Opened, deployed, open_artifact, taken
 from spikedeploy.errors import BadInput, message
 from spikedeploy.program import Program
 from spikedeploy.topk import kept
@@ -75,9 +75,11 @@ def _converted(model: Any, example: Any, options: Mapping[str, Any], made_from: 
 
     trained, chosen = convert(model, example), {name: options[name] for name in MEANING if name in options}
     whole = trained
-    for meaning in [chosen] if chosen else DEPLOYMENTS if made_from is not None else ():
+    if chosen:
+        whole = deployed(model, example, chosen)
+    for meaning in DEPLOYMENTS if made_from is not None and not chosen else ():
         other = convert(model, example, **meaning) if meaning else trained
-        if chosen or _made_sparse(other, options).digest == made_from:
+        if _made_sparse(other, options).digest == made_from:
             whole = other
             break
     return Sides(_made_sparse(trained if whole.digest == trained.digest else whole, options), trained, model)
@@ -148,9 +150,8 @@ def artifact_parties(sides: Sides, artifact: Any) -> tuple[Sequence[Party], Abou
         return parties, About(findings=findings)
     if hasattr(artifact, "observe"):
         return (artifact,), About()
-    from spikedeploy.verify.onnx_party import OnnxParty, onnx_findings
-
-    return (OnnxParty(artifact, sides.program),), About(findings=tuple(onnx_findings(artifact, sides.program)))
+    parties, findings = _onnx_parties(sides, artifact, "artifact")
+    return parties, About(findings=findings)
 
 
 def _program_parties(sides: Sides, program: Program, name: str) -> tuple[Sequence[Party], tuple[Finding, ...]]:
@@ -209,13 +210,17 @@ def _open_nir(sides: Sides, opened: Opened) -> tuple[Sequence[Party], tuple[Find
 
 
 def _open_onnx(sides: Sides, opened: Opened) -> tuple[Sequence[Party], tuple[Finding, ...]]:
+    return _onnx_parties(sides, opened.runner, opened.path.name)
+
+
+def _onnx_parties(sides: Sides, runner: Any, name: str) -> tuple[Sequence[Party], tuple[Finding, ...]]:
+    """A step cell; nothing inside a model of whole sequences can be replaced or shown."""
     from spikedeploy.verify.onnx_party import OnnxParty, onnx_findings
 
-    if not hasattr(opened.runner, "run_forced"):
-        raise BadInput(
-            message(f"{opened.path}", "it runs whole sequences", "a step cell is verified", "Name the cell that was written with it.")
-        )
-    return (OnnxParty(opened.runner, sides.program, opened.path.name),), tuple(onnx_findings(opened.runner, sides.program))
+    if not hasattr(runner, "run_forced"):
+        needed = "a program, or the runner of a step cell, is needed to judge layer by layer"
+        raise BadInput(message(name, f"it is a {type(runner).__name__}", needed, "Beside a sequence model lies its step cell: name that."))
+    return (OnnxParty(runner, sides.program, name),), tuple(onnx_findings(runner, sides.program))
 
 
 PARTIES: Mapping[str, Callable[[Sides, Opened], tuple[Sequence[Party], tuple[Finding, ...]]]] = {"nir": _open_nir, "onnx": _open_onnx}
