@@ -3,9 +3,8 @@
     python benchmarks/neurobench_compare.py [--out benchmarks/results/neurobench.csv]
 
 Needs `neurobench` (with numba and tonic it pins older versions than this project uses: an environment of its own, installed without
-dependencies, is enough). Its
-hooks watch the torch modules step by step; ours run the deployed program on the event-driven engine. docs/energy.md says where the two
-differ.
+dependencies, is enough). Its hooks watch the torch modules step by step; ours run the deployed program on the event-driven engine.
+docs/energy.md says where the two differ.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@ rounding bound.
     PYTHONPATH=tests python benchmarks/soak.py [--steps 5000] [--out benchmarks/results/soak.csv]
 
 Each spiking layer is judged on the reference's inputs to that layer: the engine runs the linear maps and neurons between two spiking
-layers, fed with the spikes of
-the float64 reference, and its decisions are compared wherever the reference is farther from the threshold than its bound E
-(docs/verify.md).
+layers, fed with the spikes of the float64 reference, and its decisions are compared wherever the reference is farther from the threshold
+than its bound E (docs/verify.md).
 """
 
 from __future__ import annotations

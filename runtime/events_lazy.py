@@ -3,13 +3,11 @@
     S = Z Diag(c)      c <- c * alpha      Z[i, j] += v_i k_j / c_j   for v_i, k_j not zero
 
 A column is multiplied out (`Z[:, j] *= c_j; c_j = 1`) before c_j gets small. A cell spikes while `Z[i, j] > threshold / c_j`; the right
-side only grows between two
-writes, so a cell that is not written can only stop spiking: each column keeps its spiking cells in a heap, smallest first, and a step
-looks at the top alone.
+side only grows between two writes, so a cell that is not written can only stop spiking: each column keeps its spiking cells in a heap,
+smallest first, and a step looks at the top alone.
 
-The numbers equal the eager form up to rounding; on a CPU the eager form is faster (a pass over a state in the first-level cache costs
-less than the
-bookkeeping), so the engine runs that one, and this one counts.
+The numbers equal the eager form up to rounding; on a CPU the eager form is faster (a pass over a state in the first-level cache costs less
+than the bookkeeping), so the engine runs that one, and this one counts.
 """
 
 from __future__ import annotations

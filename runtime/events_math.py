@@ -1,10 +1,9 @@
 """Functions whose bits do not depend on who computes them: the NumPy side of `native/events_math.inc`.
 
 Only additions, multiplications, divisions, square roots and integer operations are used, in float64 and in one written order; IEEE 754
-fixes the
-result of each, so this file and the C file give the same bytes on every machine, which `np.exp` and the C library's `expf` do not. The
-float64 result is rounded
-once to float32, so it is within 0.5001 units in the last place (`gelu`: 2e-11 relative to the true value before rounding).
+fixes the result of each, so this file and the C file give the same bytes on every machine, which `np.exp` and the C library's `expf` do
+not. The float64 result is rounded once to float32, so it is within 0.5001 units in the last place (`gelu`: 2e-11 relative to the true value
+before rounding).
 """
 
 from __future__ import annotations

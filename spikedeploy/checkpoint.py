@@ -198,8 +198,8 @@ def _nodes(plain: list[Any]) -> tuple[Node, ...]:
 
 def load_model(path: str | Path, model: str | None = None) -> nn.Module:
     """The model in a file, whichever of the accepted kinds it is: a checkpoint of `save`; a bare state_dict with `model` =
-    `package.module:factory`, a
-    function without arguments that makes the module; or an `nn.Sequential` of known layers pickled whole by `torch.save`.
+    `package.module:factory`, a function without arguments that makes the module; or an `nn.Sequential` of known layers pickled whole by
+    `torch.save`.
 
     Raises `BadInput` or `ModelRefused`; nothing from the file is run. The factory is the caller's own code and is.
     """

@@ -131,10 +131,14 @@ maps = [S.Affine("y", ("input",), weight=rng.normal(size=(width, 70)) / 4, bias=
 for reset, after in (("subtract", "a"), ("zero", "b")):
     maps.append(S.LIF(after, (maps[-1].name,), decay=np.array(0.9), threshold=np.array(1.0), reset=reset))
     maps.append(S.Affine(f"{after}y", (after,), weight=rng.normal(size=(width, width)) / 4, bias=None))
-program = Program((70,), tuple(maps), (Output("y", maps[-1].name),))
-for weights in ("float32", "int8"):
-    result = EventEngine(program, 2, weights=weights).run((rng.random((40, 2, 70)) < 0.2).astype(np.float32))
-    digest.update(next(iter(result.outputs.values())).tobytes())
+image = [S.Conv2d("c", ("input",), weight=rng.normal(size=(11, 2, 3, 3)), bias=None, stride=(2, 1))]
+image.append(S.LIF("d", ("c",), decay=np.array(0.9), threshold=np.array(1.0), reset="subtract"))
+programs = (Program((70,), tuple(maps), (Output("y", maps[-1].name),)), Program((2, 9, 20), tuple(image), (Output("d", "d"),)))
+for program in programs:
+    for weights in ("float32", "int8"):
+        spikes = (rng.random((40, 2, *program.input_shape)) < 0.2).astype(np.float32)
+        result = EventEngine(program, 2, weights=weights).run(spikes)
+        digest.update(next(iter(result.outputs.values())).tobytes())
 print(native.name(), digest.hexdigest())"""
 
 

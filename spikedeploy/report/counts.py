@@ -1,8 +1,7 @@
 """The numbers of a report. Every count is a whole number, exactly reproducible; ratios are made from them when asked for.
 
-Definitions follow NeuroBench: an effective synaptic operation is a nonzero input times a nonzero weight; it is an AC (accumulate) where
-the layer's
-inputs of that step, over the batch, are all in {-1, 0, 1}, and a MAC otherwise. Biases are not operations.
+Definitions follow NeuroBench: an effective synaptic operation is a nonzero input times a nonzero weight; it is an AC (accumulate) where the
+layer's inputs of that step, over the batch, are all in {-1, 0, 1}, and a MAC otherwise. Biases are not operations.
 """
 
 from __future__ import annotations

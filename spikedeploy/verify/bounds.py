@@ -1,8 +1,7 @@
 """The float64 reference with a rigorous error beside every wire: what any float32 evaluation may be off by, step after step.
 
 Spike wires carry exact values on (each layer is judged on the reference's inputs to that layer), so an error starts at zero behind every
-spiking
-layer and grows only through what lies between two of them.
+spiking layer and grows only through what lies between two of them.
 """
 
 from __future__ import annotations

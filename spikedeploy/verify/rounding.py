@@ -1,11 +1,9 @@
 """Rounding in binary32, bounded; and where it can be proven that there is none.
 
-`UNIT` is the unit roundoff: an operation on floats returns the exact result times (1 + delta), |delta| <= UNIT, or is off by at most
-`TINY` below
-the normal range (flush to zero included). The sum of n terms in ANY order errs by at most `gamma(n)` times the sum of their magnitudes
-(Higham, Accuracy
-and Stability of Numerical Algorithms, chapter 3-4). A sum of multiples of 2^g whose magnitudes add up to at most 2^(24+g) is exact in
-any order.
+`UNIT` is the unit roundoff: an operation on floats returns the exact result times (1 + delta), |delta| <= UNIT, or is off by at most `TINY`
+below the normal range (flush to zero included). The sum of n terms in ANY order errs by at most `gamma(n)` times the sum of their
+magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3-4). A sum of multiples of 2^g whose magnitudes add up to at
+most 2^(24+g) is exact in any order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How far a float32 evaluation of one step can be from float64: the steps without a memory. One row per kind.
 
-A rule gets the `Moment` (the step, its states, the reference's results) and its inputs as `Bounded`, and returns the error of the
-wire(s) the step
-writes. All bounds are worst cases over every order of summation; `moment.doubt` adds what an artifact may have done to the parameters.
+A rule gets the `Moment` (the step, its states, the reference's results) and its inputs as `Bounded`, and returns the error of the wire(s)
+the step writes. All bounds are worst cases over every order of summation; `moment.doubt` adds what an artifact may have done to the
+parameters.
 """
 
 from __future__ import annotations
