@@ -16,7 +16,7 @@ from snntorch.functional.quant import state_quant
 from spikedeploy import native
 from spikedeploy import nn as deploy
 from spikedeploy.errors import BadInput
-from spikedeploy.nn import Leaky, LinearLeaky, StateLeaky, Surrogate
+from spikedeploy.nn import Leaky, LinearLeaky, StateLeaky, Surrogate, leaky_scan
 from spikedeploy.program import Output, Program
 from spikedeploy.runtime import reference
 from spikedeploy.steps import LIF, Integrator, Threshold
@@ -98,6 +98,16 @@ def test_leaky_is_the_library_where_membranes_are_denormal(beta, reset, delay):
     assert torch.equal(got[0], spk)
     assert torch.equal(got[1], mem)
     assert ((mem != 0) & (mem.abs() < 1e-38)).float().mean() > 0.01
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("threshold", [0.0, 2.0**-126, 2.0**-140])
+def test_a_denormal_membrane_meets_a_threshold_that_fires_at_equality(reset, threshold):
+    """One below zero, or below the smallest normal number, does not fire."""
+    x = (torch.rand(200, 3, 37) < 0.2) * torch.randn(200, 3, 37) * torch.tensor([1.0, 1e-38, 1e-42]).view(1, 3, 1)
+    got, expected = (leaky_scan(x, 0.7, threshold, reset=reset, strict=False, method=method) for method in ("auto", "iterative"))
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
 
 
 @settings(max_examples=25, deadline=None)
