@@ -122,6 +122,14 @@ def test_a_cell_of_a_fixed_batch_is_verified_in_that_batch() -> None:
         verify(program, cell, normal(7, 2, 3))
 
 
+@pytest.mark.parametrize("thing", [5, np.zeros(3), object()])
+def test_what_is_no_model_and_no_artifact_is_refused(thing: Any) -> None:
+    with pytest.raises(BadInput, match=f"model: it is a {type(thing).__name__}; a path, a torch module or a Program is needed"):
+        verify(thing)
+    with pytest.raises(BadInput, match=f"artifact: it is a {type(thing).__name__}; a program, or the runner of a step cell, is needed"):
+        verify(leaky(normal(4, 3), 0.5), thing)
+
+
 def test_another_models_artifact_is_refused() -> None:
     with pytest.raises(BadInput, match=r"inputs of shape \(5,\), the model \(3,\)"):
         verify(leaky(normal(4, 3), 0.5), leaky(normal(4, 5), 0.5))

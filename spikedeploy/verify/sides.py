@@ -54,13 +54,15 @@ class About:
 def sides_of(model: Any, x: Real | None, options: dict[str, Any], made_from: str | None = None) -> Sides:
     """What `model` (path, Program, or torch module) is. `made_from` is the digest of the program that the artifact says it was made from.
 
-    Raises `BadInput` for a module without an input to trace it with.
+    Raises `BadInput` for a module without an input to trace it with, and for anything else.
     """
     if isinstance(model, (str, os.PathLike)):
         opened = open_artifact(model, "model", "nir", **taken(model, options))
         model = opened.model if opened.program is None else opened.program
     if isinstance(model, Program):
         return Sides(_made_sparse(model, options), model)
+    if not hasattr(model, "named_modules"):
+        raise BadInput(message("model", f"it is a {type(model).__name__}", "a path, a torch module or a Program is needed"))
     return _converted(model, example_of(model, x), options, made_from)
 
 
