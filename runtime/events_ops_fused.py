@@ -10,6 +10,7 @@ import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.runtime import events_conv as conv
+from spikedeploy.runtime.events_numpy import TINY
 from spikedeploy.runtime.events_op import Context, Packed, integers
 from spikedeploy.runtime.events_pack import PANELS, aligned, padded, panel_major, panel_pairs, panels, stays_silent, up, widest_panel
 from spikedeploy.runtime.events_plan import Group
@@ -43,6 +44,15 @@ def _firing(step: S.Threshold | S.LIF, shape: tuple[int, ...], **layout: Any) ->
     return {"theta": padded(step.threshold, shape, np.nan, **layout), "amplitude": padded(step.amplitude, shape, 1.0, **layout)}
 
 
+def _limit(step: S.Threshold) -> Array:
+    """The greatest number that does not fire, so that `u > limit` alone decides: of a state whether or not it was settled (where it is
+    below the normal range, see `events_numpy.settle`) yet."""
+    theta = step.threshold.astype(np.float32)
+    below = theta if step.strict else np.nextafter(theta, np.float32(-np.inf))
+    least = np.where(below >= 0, np.nextafter(TINY, np.float32(0)), -TINY)
+    return np.where(np.abs(below) < TINY, least, below).astype(np.float32)
+
+
 def _neurons(context: Context, group: Group, order: Array | None = None, width: int | None = None) -> Neurons:
     lif, integrator = group.find(S.LIF), group.find(S.Integrator)
     threshold = group.find(S.Threshold)
@@ -61,8 +71,10 @@ def _neurons(context: Context, group: Group, order: Array | None = None, width: 
         return Neurons(_mode(lif), lif.strict, arrays, slots, lif.name, lif.outputs[1])
     if isinstance(threshold, S.Threshold):
         arrays |= _firing(threshold, shape, **layout)
-        mode = "threshold" if integrator is None else "plain"
-        return Neurons(mode, threshold.strict, arrays, slots, threshold.name, None if integrator is None else integrator.name)
+        if integrator is None:
+            return Neurons("threshold", threshold.strict, arrays, slots, threshold.name, None)
+        arrays["theta"] = padded(_limit(threshold), shape, np.nan, **layout)
+        return Neurons("plain", True, arrays, slots, threshold.name, integrator.name)
     if integrator is not None:
         return Neurons("leak", True, arrays, slots, integrator.name, integrator.name)
     return Neurons("none", True, arrays, slots, last.name, None)

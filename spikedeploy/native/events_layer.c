@@ -16,13 +16,6 @@ static const vf none[WIDEST];
 
 SD_INLINE const vf *at_column(const float *of, int64_t column) { return of ? (const vf *)(of + column) : none; }
 
-/* The greatest number below, of zero the greatest normal one: u >= theta and u > below(theta) say the same of every settled u, also to a processor that
-   takes smaller numbers for zero. */
-SD_INLINE vf below(vf theta) {
-    const vi bits = (vi)theta, zero = (bits & 0x7fffffff) == 0, negative = bits < 0;
-    return (vf)((zero & (int32_t)0x80800000) | (~zero & (bits + ((negative & 1) | (~negative & -1)))));
-}
-
 SD_INLINE drive drive_of(const sd_event_op *op, const int nv, int64_t column) {
     const sd_wire *in = op->source[0];
     const int64_t wide = op->n[0], bytes = op->n[2], line = bytes ? 64 / bytes : 1; /* integers lie in whole cache lines */
@@ -86,7 +79,7 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
     vi fired[WIDEST], above[WIDEST];
     UNROLL for (int v = 0; v < nv; v++) {
         above[v] = (vi){};
-        fired[v] = sd_neuron(mode, mode == NEURON_PLAIN ? 1 : p->strict, x[v], &u[v], p->decay[v], p->theta[v], p->reset[v], &above[v]);
+        fired[v] = sd_neuron(mode, p->strict, x[v], &u[v], p->decay[v], p->theta[v], p->reset[v], &above[v]);
     }
     if (open && op->mem) UNROLL for (int v = 0; v < nv; v++) *(vf *)(op->mem->dense + row * op->mem->stride + column + LANES * v) = u[v];
     if (open && mode != NEURON_LEAK && out->dense)
@@ -102,18 +95,24 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
     return loud;
 }
 
+/* One step of neurons of which nobody reads more than the bits: a state below the normal range is settled when it leaks next, in the same operation. It is above no
+   limit meanwhile: see `_limit` in runtime/events_ops_fused.py. */
+SD_INLINE uint32_t plain_neurons(const int nv, const panel_of *p, const vf *x, vf *u, u16a *bits) {
+    UNROLL for (int v = 0; v < nv; v++) u[v] = sd_leak(p->decay[v], u[v]) + x[v];
+    return sd_write_above(nv, u, p->theta, bits);
+}
+
+SD_INLINE void settle(const int nv, vf *u) {
+    UNROLL for (int v = 0; v < nv; v++) u[v] = sd_settle(u[v]);
+}
+
 SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const int open, int64_t column, int64_t number, int64_t steps, int64_t batch,
                      const vf *given) {
     const sd_wire *in = op->source[0];
-    const int linear = op->weight != NULL, may_skip = op->silent && op->silent[number];
+    const int linear = op->weight != NULL, may_skip = op->silent && op->silent[number], late = mode == NEURON_PLAIN && !open;
     const drive from = drive_of(op, nv, column);
     panel_of p = {at_column(op->decay, column), at_column(op->theta, column), at_column(op->bias, column), at_column(op->scale, column),
                   at_column(op->reset, column), at_column(op->amplitude, column), op->flags & FLAG_STRICT};
-    vf lower[WIDEST];
-    if (mode == NEURON_PLAIN && !p.strict) {
-        UNROLL for (int v = 0; v < nv; v++) lower[v] = below(p.theta[v]);
-        p.theta = lower;
-    }
     u16a *const bits = op->out->bits ? (u16a *)op->out->bits + column / 16 : NULL;
     const int64_t apart = 4 * op->out->words;
     following next = linear ? following_panel(op, nv, &from, column, steps * batch) : (following){NULL, 0};
@@ -131,15 +130,20 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
                 memset(bits + row * apart, 0, LANES * nv / 8);
                 continue;
             }
-            if (pending) catch_up(nv, u, p.decay, p.bias, pending), pending = 0;
+            if (pending) {
+                if (late) settle(nv, u);
+                catch_up(nv, u, p.decay, p.bias, pending), pending = 0;
+            }
             if (given) UNROLL for (int v = 0; v < nv; v++) acc[v] = given[v];
             else if (linear) {
                 if (from.start[row + 1] > from.start[row]) fetch(&next);
                 current(&from, nv, acc, p.bias, p.scale, row);
             }
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
-            loud = neurons(op, nv, mode, open, &p, acc, u, column, row, bits ? bits + row * apart : NULL);
+            if (late) loud = plain_neurons(nv, &p, acc, u, bits + row * apart);
+            else loud = neurons(op, nv, mode, open, &p, acc, u, column, row, bits ? bits + row * apart : NULL);
         }
+        if (late) settle(nv, u);
         if (state) UNROLL for (int v = 0; v < nv; v++) *(vf *)(state + LANES * v) = u[v];
         if (may_skip) op->loud[cell] = loud != 0, op->pending[cell] = pending;
     }
