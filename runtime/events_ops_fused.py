@@ -99,6 +99,22 @@ def _bias(bias: Array | None, out: int) -> Array:
     return padded(np.zeros(out, np.float32) if bias is None else bias, (out,))
 
 
+FOLD = np.float32(2.0**-16)
+
+
+def folded_scales(scale: Array) -> Array:
+    """The scales, then the scales of sums times 65,536: those need not be moved down, see `native/events_sums.inc`."""
+    both = aligned((2, up(len(scale))), np.float32)
+    both[0, : len(scale)] = scale
+    both[1] = both[0] * FOLD
+    return both
+
+
+def folds(scales: Array) -> bool:
+    """Whether both give the same products: the second are exact unless they fell below the normal range."""
+    return bool(np.array_equal(scales[1] / FOLD, scales[0]))
+
+
 def pack_affine(context: Context, group: Group) -> Packed:
     step = group.head
     assert isinstance(step, S.Affine)
@@ -106,14 +122,14 @@ def pack_affine(context: Context, group: Group) -> Packed:
     neurons, bias = _neurons(context, group), _bias(step.bias, out)
     quantised = context.quantised.get(step.name)
     widest = widest_panel(wide, 4 if quantised is None else quantised.q.itemsize)
-    whole = integers(context, step, lambda q: panel_pairs(q, widest), lambda scale: padded(scale, scale.shape))
+    whole = integers(context, step, lambda q: panel_pairs(q, widest), folded_scales)
     arrays = neurons.arrays | {"weight": panel_major(step.weight, widest), "bias": bias} | whole
     silent, count = _silent(neurons, bias, widest), len(list(panels(len(bias), widest)))
     if silent is not None:
         arrays |= _skipping(context, count)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, up(out), whole["integer"].itemsize if whole else 0, count), arrays, neurons.slots, silent, widest,
+        (wide, up(out), whole["integer"].itemsize if whole else 0, count, 0, int(bool(whole) and folds(whole["scale"]))), arrays, neurons.slots, silent, widest,
     )  # fmt: skip
 
 

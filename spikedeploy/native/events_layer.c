@@ -8,7 +8,7 @@
 
 /* Where a panel's parameters lie; zeros for those that the operation has not. */
 typedef struct {
-    const vf *decay, *theta, *bias, *scale, *reset, *amplitude;
+    const vf *decay, *theta, *bias, *scale, *folded, *reset, *amplitude;
     int strict;
 } panel_of;
 
@@ -112,7 +112,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
     const int linear = op->weight != NULL, may_skip = op->silent && op->silent[number], late = mode == NEURON_PLAIN && !open;
     const drive from = drive_of(op, nv, column);
     panel_of p = {at_column(op->decay, column), at_column(op->theta, column), at_column(op->bias, column), at_column(op->scale, column),
-                  at_column(op->reset, column), at_column(op->amplitude, column), op->flags & FLAG_STRICT};
+                  op->n[5] ? (const vf *)(op->scale + op->n[1] + column) : NULL, at_column(op->reset, column), at_column(op->amplitude, column), op->flags & FLAG_STRICT};
     u16a *const bits = op->out->bits ? (u16a *)op->out->bits + column / 16 : NULL;
     const int64_t apart = 4 * op->out->words;
     following next = linear ? following_panel(op, nv, &from, column, steps * batch) : (following){NULL, 0};
@@ -137,7 +137,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
             if (given) UNROLL for (int v = 0; v < nv; v++) acc[v] = given[v];
             else if (linear) {
                 if (from.start[row + 1] > from.start[row]) fetch(&next);
-                current(&from, nv, acc, p.bias, p.scale, row);
+                current(&from, nv, acc, p.bias, p.scale, p.folded, row);
             }
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
             if (late) loud = plain_neurons(nv, &p, acc, u, bits + row * apart);
