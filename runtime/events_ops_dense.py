@@ -10,7 +10,7 @@ import numpy as np
 from spikedeploy import steps as S
 from spikedeploy.runtime import events_conv as conv
 from spikedeploy.runtime.events_op import Context, Packed, integers
-from spikedeploy.runtime.events_pack import aligned, padded, up
+from spikedeploy.runtime.events_pack import aligned, padded, up, width_of
 from spikedeploy.runtime.events_plan import Group
 from spikedeploy.runtime.events_state import Padded, Ring
 from spikedeploy.steps import Array
@@ -91,7 +91,7 @@ def pack_delay(context: Context, group: Group) -> Packed:
     step = group.head
     assert isinstance(step, S.Delay)
     shape = context.shape(step.name)
-    ring = Ring(aligned((step.steps, context.batch, up(prod(shape))), np.float32), (step.steps, *shape), np.zeros(1, np.int32))
+    ring = Ring(aligned((step.steps, context.batch, width_of(prod(shape))), np.float32), (step.steps, *shape), np.zeros(1, np.int32))
     arrays = {"state": ring.memory, "pending": ring.head}
     return Packed("DELAY", step.name, sizes=(prod(shape), step.steps), arrays=arrays, slots={(step.name, "line"): ring})
 

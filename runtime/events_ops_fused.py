@@ -12,7 +12,18 @@ from spikedeploy import steps as S
 from spikedeploy.runtime import events_conv as conv
 from spikedeploy.runtime.events_numpy import TINY
 from spikedeploy.runtime.events_op import Context, Packed, integers
-from spikedeploy.runtime.events_pack import PANELS, aligned, padded, panel_major, panel_pairs, panels, stays_silent, up, widest_panel
+from spikedeploy.runtime.events_pack import (
+    PANELS,
+    aligned,
+    padded,
+    panel_major,
+    panel_pairs,
+    panels,
+    stays_silent,
+    up,
+    widest_panel,
+    width_of,
+)
 from spikedeploy.runtime.events_plan import Group
 from spikedeploy.runtime.events_state import Padded, Slot
 from spikedeploy.steps import Array
@@ -104,7 +115,7 @@ FOLD = np.float32(2.0**-16)
 
 def folded_scales(scale: Array) -> Array:
     """The scales, then the scales of sums times 65,536: those need not be moved down, see `native/events_sums.inc`."""
-    both = aligned((2, up(len(scale))), np.float32)
+    both = aligned((2, width_of(len(scale))), np.float32)
     both[0, : len(scale)] = scale
     both[1] = both[0] * FOLD
     return both
@@ -127,9 +138,10 @@ def pack_affine(context: Context, group: Group) -> Packed:
     silent, count = _silent(neurons, bias, widest), len(list(panels(len(bias), widest)))
     if silent is not None:
         arrays |= _skipping(context, count)
+    bytes_each, folded = (whole["integer"].itemsize, int(folds(whole["scale"]))) if whole else (0, 0)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, up(out), whole["integer"].itemsize if whole else 0, count, 0, int(bool(whole) and folds(whole["scale"]))), arrays, neurons.slots, silent, widest,
+        (wide, len(bias), bytes_each, count, 0, folded), arrays, neurons.slots, silent, widest,
     )  # fmt: skip
 
 

@@ -26,6 +26,12 @@ def up(n: int, to: int = 16) -> int:
     return -(-n // to) * to
 
 
+def width_of(n: int) -> int:
+    """Columns of the panels over n of them, and numbers in a wire's row: whole vectors, and one more where that makes one panel of the
+    last three (112 columns) or two (48)."""
+    return up(n) + LANES if up(n) % PANELS[0] in (48, 112) else up(n)
+
+
 def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
     """Zeros that begin at a cache line, at a page where they fill one, and at a huge page where they fill half of one.
 
@@ -43,7 +49,7 @@ def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
 def padded(value: npt.ArrayLike, shape: Shape, fill: float = 0.0, order: Array | None = None, width: int | None = None) -> Real:
     """`value` broadcast to the wire's shape, flat, in the engine's order, padded to whole vectors with `fill`."""
     flat = np.broadcast_to(np.asarray(value, np.float32), shape).ravel()
-    out = aligned((up(flat.size) if width is None else width,), np.float32)
+    out = aligned((width_of(flat.size) if width is None else width,), np.float32)
     out[:] = fill
     out[np.arange(flat.size) if order is None else order] = flat
     return out
@@ -66,26 +72,26 @@ def panels(width: int, widest: int = PANELS[0]) -> Iterator[tuple[int, int]]:
 def panel_major(weight: Array, widest: int = PANELS[0]) -> Array:
     """`(out, in)` as panel after panel of `(in, columns)`, so that one input's row of a panel is whole cache lines."""
     out, wide = weight.shape
-    columns = np.zeros((wide, up(out)), weight.dtype)
-    columns[:, :out] = weight.T
-    packed = aligned((wide * up(out),), weight.dtype)
-    for first, count in panels(up(out), widest):
-        packed[first * wide : (first + count) * wide] = columns[:, first : first + count].ravel()
+    rows = np.zeros((wide, width_of(out)), weight.dtype)
+    rows[:, :out] = weight.T
+    packed = aligned((rows.size,), weight.dtype)
+    for first, count in panels(width_of(out), widest):
+        packed[first * wide : (first + count) * wide] = rows[:, first : first + count].ravel()
     return packed
 
 
 def together(packed: Array, wide: int, widest: int) -> tuple[Array, int]:
     """Packed weights with the rows of panels side by side, `(in, 1024)`, for single steps that read them from far memory; and
     how many columns lie so. A block of steps wants each panel by itself, near."""
-    columns = packed.size // wide // TOGETHER * TOGETHER
-    if not columns:
+    whole = packed.size // wide // TOGETHER * TOGETHER
+    if not whole:
         return packed, 0
     turned = aligned(packed.shape, packed.dtype)
     turned[:] = packed
-    for first in range(0, columns * wide, TOGETHER * wide):
+    for first in range(0, whole * wide, TOGETHER * wide):
         rows = packed[first : first + TOGETHER * wide].reshape(-1, wide, widest)
         turned[first : first + TOGETHER * wide] = rows.swapaxes(0, 1).ravel()
-    return turned, columns
+    return turned, whole
 
 
 def panel_pairs(q: Array, widest: int = PANELS[0]) -> Array:
@@ -93,13 +99,13 @@ def panel_pairs(q: Array, widest: int = PANELS[0]) -> Array:
     them: column `16 i + l` of a line is byte or half-word i of its 32-bit lane l."""
     out, wide = q.shape
     kind, line = np.dtype(f"u{q.itemsize}"), LINE // q.itemsize
-    columns = np.zeros((wide, up(out)), kind)
-    columns[:, :out] = q.T.view(kind)
-    places = [(first, count, up(first, line)) for first, count in panels(up(out), widest)]
+    rows = np.zeros((wide, width_of(out)), kind)
+    rows[:, :out] = q.T.view(kind)
+    places = [(first, count, up(first, line)) for first, count in panels(width_of(out), widest)]
     packed = aligned((wide * (places[-1][2] + up(places[-1][1], line)),), kind)
     for first, count, place in places:
         lines = np.zeros((wide, up(count, line)), kind)
-        lines[:, :count] = columns[:, first : first + count]
+        lines[:, :count] = rows[:, first : first + count]
         packed[place * wide :][: lines.size] = lines.reshape(-1, 4 // q.itemsize, LANES).swapaxes(1, 2).ravel()
     packed += kind.type(1 << (8 * q.itemsize - 1))
     return packed

@@ -16,7 +16,7 @@ from spikedeploy import steps as S
 from spikedeploy.program import INPUT
 from spikedeploy.runtime.events_input import Rows
 from spikedeploy.runtime.events_op import KINDS, Packed
-from spikedeploy.runtime.events_pack import aligned, up
+from spikedeploy.runtime.events_pack import aligned, up, width_of
 from spikedeploy.runtime.events_plan import LISTENERS, Group, Need, needs
 from spikedeploy.runtime.reference import Real
 
@@ -63,13 +63,13 @@ class Tape:
     def _wire(self, root: str, need: Need) -> Wire:
         rows, size = self.steps * self.machine.batch, prod(self.machine.program.wires[root])
         wire = Wire(self.machine.ffi.new("sd_wire *"), size)
-        wire.struct.size, wire.struct.stride, wire.struct.words = size, up(size), up(size, 64) // 64
+        wire.struct.size, wire.struct.stride, wire.struct.words = size, width_of(size), up(size, 64) // 64
         amplitude = self.machine.amplitudes[root]
         if amplitude is not None:
             wire.struct.amplitude = float(amplitude)
             self._array(wire, "bits", "uint64_t", (rows, wire.struct.words), np.uint64)
         if self.machine.holds_numbers(root, need):
-            wire.dense = self._array(wire, "dense", "float", (rows, up(size)), np.float32)
+            wire.dense = self._array(wire, "dense", "float", (rows, width_of(size)), np.float32)
         if need.events:
             self._array(wire, "start", "int64_t", (rows + 1,), np.int64)
             self._array(wire, "index", "uint32_t", (rows * size + SLACK,), np.uint32)
