@@ -141,7 +141,7 @@ def pack_affine(context: Context, group: Group) -> Packed:
     bytes_each, folded = (whole["integer"].itemsize, int(folds(whole["scale"]))) if whole else (0, 0)
     return Packed(
         "LAYER", neurons.out, neurons.mem, step.name if len(group.steps) > 1 else None, NEURONS.index(neurons.mode), neurons.strict,
-        (wide, len(bias), bytes_each, count, 0, folded), arrays, neurons.slots, silent, widest,
+        (wide, len(bias), bytes_each, count, 0, folded, int(bias.any())), arrays, neurons.slots, silent, widest,
     )  # fmt: skip
 
 

@@ -74,6 +74,25 @@ SD_INLINE void keep_row(const sd_wire *w, const int reduce, int fresh, float *in
     }
 }
 
+#if SD_VECTOR == 64
+enum { COUNTABLE = 1 << 24, BYTE = 255 }; /* ones that float32 counts one by one, and a byte */
+
+/* The sum over time of spikes of size one kept as bits: counted in bytes first. */
+static void keep_count_of_bits(const sd_wire *w, int fresh, float *into, int64_t b, int64_t steps, int64_t batch) {
+    for (int64_t at = 0; at < w->size; at += 64) {
+        const size_t bytes = (size_t)(w->size - at < 64 ? w->size - at : 64) * sizeof(float);
+        float sum[64] = {0};
+        if (!fresh) memcpy(sum, into + at, bytes);
+        for (int64_t t = 0; t < steps; t += BYTE) {
+            uint8_t times[64];
+            sd_count_bits(w->bits + (t * batch + b) * w->words + at / 64, batch * w->words, steps - t < BYTE ? steps - t : BYTE, times);
+            for (int i = 0; i < 64; i++) sum[i] += (float)times[i];
+        }
+        memcpy(into + at, sum, bytes);
+    }
+}
+#endif
+
 /* The sum over time of spikes kept as bits, sixty-four columns at a time in registers. */
 SD_INLINE void keep_sum_of_bits(const sd_wire *w, int fresh, float *into, int64_t b, int64_t rows, int64_t batch) {
     for (int64_t at = 0; at < w->size; at += 64) {
@@ -96,6 +115,12 @@ static void keep(const sd_kept *kept, int64_t first, int64_t steps, int64_t batc
     const sd_wire *w = kept->wire;
     const int64_t rows = steps * batch;
     if (kept->reduce == KEEP_SUM && !w->dense) {
+#if SD_VECTOR == 64
+        if (w->amplitude == 1.0f && first + steps <= COUNTABLE) {
+            for (int64_t b = 0; b < batch; b++) keep_count_of_bits(w, first == 0, kept->into + b * w->size, b, steps, batch);
+            return;
+        }
+#endif
         for (int64_t b = 0; b < batch; b++) keep_sum_of_bits(w, first == 0, kept->into + b * w->size, b, rows, batch);
         return;
     }

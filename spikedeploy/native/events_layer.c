@@ -137,7 +137,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
             if (given) UNROLL for (int v = 0; v < nv; v++) acc[v] = given[v];
             else if (linear) {
                 if (from.start[row + 1] > from.start[row]) fetch(&next);
-                current(&from, nv, acc, p.bias, p.scale, p.folded, row);
+                current(&from, nv, acc, p.bias, p.scale, p.folded, !late || op->n[6], row);
             }
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
             if (late) loud = plain_neurons(nv, &p, acc, u, bits + row * apart);
