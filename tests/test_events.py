@@ -22,6 +22,7 @@ from spikedeploy.runtime.reference import Run
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native core is not built")
 SEEDS = st.integers(0, 10_000)
+TINY = float(np.finfo(np.float32).tiny)
 FORMATS = st.sampled_from(["float32", "float32", "int8", "int16"])
 
 
@@ -135,6 +136,24 @@ def test_silence_is_skipped_and_caught_up_exactly(compiled: bool) -> None:
     assert quick.spikes["lif1"] > 0
 
 
+@needs_native
+@pytest.mark.parametrize("theta", [-1e-37, -1e-39, 0.0, 1e-39, 1e-37])
+@pytest.mark.parametrize("decay", [0.5, 0.0, 0.999])
+def test_states_that_leave_the_normal_range(theta: float, decay: float) -> None:
+    """Membranes that leak below 2^-126 and are driven again from there, whether or not somebody watches them, whole and in pieces."""
+    rng = np.random.default_rng(0)
+    steps = (
+        S.Affine("fc", ("input",), weight=rng.normal(size=(150, 8)) * 1e-37, bias=None),
+        S.Integrator("mem", ("fc",), decay=np.full(150, decay)),
+        S.Threshold("spk", ("mem",), threshold=np.array(theta)),
+    )
+    program = Program((8,), steps, (Output("spk", "spk"),))
+    x = (rng.random((90, 1, 8)) < 0.2).astype(np.float32) * (rng.random((90, 1, 1)) < 0.3)
+    plain = EventEngine(program, native=False).run(x)
+    for options in ({}, {"chunk": 7}, {"order": "step"}, {"record": ["mem"]}):
+        assert_same(plain, EventEngine(program, native=True).run(x, **options))
+
+
 def test_a_bias_that_fires_alone_is_not_skipped() -> None:
     x = np.zeros((60, 1, 70), np.float32)
     run = EventEngine(stack(bias=0.2)).run(x)
@@ -173,7 +192,7 @@ def test_layers_beyond_the_cache(weights: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("theta", [-1.5, 0.0, 1e-45, 0.5, 3.0])
+@pytest.mark.parametrize("theta", [-1.5, -1.2e-38, TINY * -1, -1e-39, -1e-45, -0.0, 0.0, 1e-45, 1e-39, TINY, 1.2e-38, 0.5, 3.0])
 def test_a_membrane_on_its_threshold(theta: float, strict: bool) -> None:
     """Membranes one number below, on and above the threshold, in a row of 70 neurons: only `strict` decides about the middle ones."""
     around = np.nextafter(np.float32(theta), np.array([-np.inf, theta, np.inf], np.float32))
