@@ -95,13 +95,7 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
     return loud;
 }
 
-/* One step of neurons of which nobody reads more than the bits: a state below the normal range is settled when it leaks next, in the same operation. It is above no
-   limit meanwhile: see `_limit` in runtime/events_ops_fused.py. */
-SD_INLINE uint32_t plain_neurons(const int nv, const panel_of *p, const vf *x, vf *u, u16a *bits) {
-    UNROLL for (int v = 0; v < nv; v++) u[v] = sd_leak(p->decay[v], u[v]) + x[v];
-    return sd_write_above(nv, u, p->theta, bits);
-}
-
+/* What `sd_step_plain` leaves to the next step. Until then no such state is above a threshold: see `_limit` in runtime/events_ops_fused.py. */
 SD_INLINE void settle(const int nv, vf *u) {
     UNROLL for (int v = 0; v < nv; v++) u[v] = sd_settle(u[v]);
 }
@@ -140,7 +134,7 @@ SD_INLINE void panel(const sd_event_op *op, const int nv, const int mode, const 
                 current(&from, nv, acc, p.bias, p.scale, p.folded, !late || op->n[6], row);
             }
             else UNROLL for (int v = 0; v < nv; v++) acc[v] = at_column(in->dense + row * in->stride, column)[v];
-            if (late) loud = plain_neurons(nv, &p, acc, u, bits + row * apart);
+            if (late) loud = sd_step_plain(nv, u, p.decay, acc, p.theta, bits + row * apart);
             else loud = neurons(op, nv, mode, open, &p, acc, u, column, row, bits ? bits + row * apart : NULL);
         }
         if (late) settle(nv, u);
