@@ -56,12 +56,12 @@ def _firing(step: S.Threshold | S.LIF, shape: tuple[int, ...], **layout: Any) ->
 
 
 def _limit(step: S.Threshold) -> Array:
-    """The greatest number that does not fire, so that `u > limit` alone decides: of a state whether or not it was settled (where it is
-    below the normal range, see `events_numpy.settle`) yet."""
+    """The greatest number that does not fire: `u > limit` says the same of every state, whether or not it was settled yet (set to zero
+    where it is below the normal range, see `events_numpy.settle`), and also to a processor that takes such numbers for zero."""
     theta = step.threshold.astype(np.float32)
     below = theta if step.strict else np.nextafter(theta, np.float32(-np.inf))
-    least = np.where(below >= 0, np.nextafter(TINY, np.float32(0)), -TINY)
-    return np.where(np.abs(below) < TINY, least, below).astype(np.float32)
+    rest = theta < 0 if step.strict else theta <= 0  # whether zero fires
+    return np.where(np.abs(below) < TINY, np.where(rest, -TINY, np.nextafter(TINY, np.float32(0))), below).astype(np.float32)
 
 
 def _neurons(context: Context, group: Group, order: Array | None = None, width: int | None = None) -> Neurons:
@@ -122,8 +122,8 @@ def folded_scales(scale: Array) -> Array:
 
 
 def folds(scales: Array) -> bool:
-    """Whether both give the same products: the second are exact unless they fell below the normal range."""
-    return bool(np.array_equal(scales[1] / FOLD, scales[0]))
+    """Whether both give the same products: where the second are in the normal range they are exact."""
+    return bool(((np.abs(scales[1]) >= TINY) | (scales[0] == 0)).all())
 
 
 def pack_affine(context: Context, group: Group) -> Packed:

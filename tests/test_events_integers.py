@@ -42,7 +42,7 @@ def test_every_width_however_it_runs(width: int, weights: str) -> None:
     assert first.spikes["spk1"] > 0
     for threads, options in ((1, {}), (1, {"order": "step"}), (2, {"chunk": 4}), (1, {"record": list(program.wires)})):
         engine = EventEngine(program, 2, threads, weights=weights, native=True)
-        assert_same(first, engine.run(x, **options), wires="record" in options)
+        assert_same(first, engine.run(x, **options))
         assert_same(second, engine.run(x[:1], **options))
 
 
@@ -84,9 +84,8 @@ def test_scales_that_have_no_smaller_ones(size: float) -> None:
 
 
 def test_scales_fold_only_where_nothing_is_lost() -> None:
-    exact = np.array([2.0**-126, 1.5 * 2.0**-112, 1.0, 3e38, -0.7], np.float32)
-    assert folds(folded_scales(exact))
-    assert not folds(folded_scales(np.array([1.0, 1.0000001 * 2.0**-111], np.float32)))
+    assert folds(folded_scales(np.array([2.0**-110, 1.5 * 2.0**-110, 1.0, 3e38, -0.7], np.float32)))
+    assert not folds(folded_scales(np.array([1.0, 1.5 * 2.0**-111], np.float32)))  # exact, but a processor may flush it
 
 
 def test_no_weight_is_below_minus_127() -> None:
