@@ -20,7 +20,7 @@
  * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four
  * `in` (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end
  * (B, d, n), dend the gradient that reaches the end; checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query;
- * dthreshold (B, d, n). NULL where a gradient is not wanted.
+ * dthreshold (B, d, n). 0 where a gradient is not wanted, and for a dend of zeros. Addresses are numbers here: so a caller fills them in fastest.
  */
 #include <math.h>
 #include <omp.h>
@@ -174,6 +174,12 @@ static void meet(const team *my) {
     if (my->count > 1) {
 #pragma omp barrier
     }
+}
+
+/* Zeroes this thread's part of a work area. */
+static void clear(char *area, const char *end, const team *my) {
+    int64_t last, first = share(my, end - area, 64, &last);
+    memset(area + first, 0, (size_t)(last - first));
 }
 
 /* Rows of an array: number list[c], or c where there is no list. */

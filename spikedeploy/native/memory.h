@@ -7,15 +7,12 @@ typedef struct {
     int32_t thresholds;
     double slope;
     int64_t inputs;
-    const void *in, *q, *x, *weight[5], *bias[5];
-    const double *threshold, *start;
-    double *checkpoints, *end;
-    void *y;
-    const void *dy;
-    const double *dend;
-    void *din, *dq, *dx, *dweight[5], *dbias[5];
-    double *dthreshold, *dstart;
-    void *area;
+    intptr_t in, q, x, weight[5], bias[5];
+    intptr_t threshold, start, checkpoints, end;
+    intptr_t y, dy, dend;
+    intptr_t din, dq, dx, dweight[5], dbias[5];
+    intptr_t dthreshold, dstart;
+    intptr_t area;
 } sd_memory;
 
 int64_t sd_memory_segment(int64_t d, int64_t n);

@@ -83,6 +83,17 @@ def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]  # the stub asks for strides; left out, they are contiguous
 
 
+def borrow(size: int) -> Tensor:
+    """`size` bytes to work in, as they are found; `give_back` keeps them for the next call."""
+    block = _store.take(size)
+    return torch.empty(size, dtype=torch.uint8) if block is None else block
+
+
+def give_back(block: Tensor) -> None:
+    """What `borrow` gave, once nothing looks at it any more."""
+    _store.give_back(block)
+
+
 def keep_memory(limit: int) -> None:
     """Bytes of unused memory that the fused neurons keep for their next large results: 1 GiB unless told; 0 gives all of it back."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:

@@ -6,7 +6,6 @@ query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel takes x
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from spikedeploy import native
 from spikedeploy.errors import BadInput, message
-from spikedeploy.nn.allocator import empty
+from spikedeploy.nn.allocator import borrow, empty, give_back
 from spikedeploy.nn.memory_scan import Inputs, Route
 from spikedeploy.nn.once import once_differentiable
 from spikedeploy.nn.surrogate import Surrogate
@@ -24,6 +23,9 @@ STATE, SPIKES, READ = 0, 1, 2  # what the kernel puts out: S, spikes, or what is
 
 MAPS = ("v", "k", "alpha", "beta", "q")
 """The maps of x, in the order of the native core."""
+
+PER_MAP = ("weight", "bias", "dweight", "dbias")
+"""What the native core takes for each of them."""
 
 Arrays = Mapping[str, Tensor | None]
 Settings = dict[str, Any]
@@ -80,62 +82,65 @@ def run(
     settings: Settings = {"delta": int(delta), "output": output}
     if surrogate is not None:
         settings |= {"surrogate": surrogate.code, "slope": surrogate.k}
-    limit = state.new_zeros(1) if threshold is None else threshold.double().reshape(-1)
-    arguments = {"threshold": limit, "start": state, **given}
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in arguments.values())
-    arrays = (x.contiguous() for x in arguments.values())
-    y, last = _Memory.apply(settings, keep, tuple(arguments), *arrays)  # type: ignore[no-untyped-call]
-    return (y if output == STATE else y.flatten(-2)), last
+    arguments = {"threshold": state.new_zeros(1) if threshold is None else threshold, "start": state, **given}
+    arrays = [x.contiguous() for x in arguments.values()]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in arrays)
+    found: tuple[Tensor, Tensor] = _Memory.apply(settings, keep, tuple(arguments), *arrays)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _check(given: Mapping[str, Tensor], state: Tensor, delta: bool) -> None:
     """The kernel takes sizes and type of all arrays from a few of them, and looks at nothing else."""
-    d, n = state.shape[1:]
+    batch, d, n = state.shape
     rows = {"v": d, "k": n, "alpha": n, "beta": 1, "q": d * n}
     width = {"in": d + 2 * n + delta, "q": d * n, "x": given["x"].shape[-1] if "x" in given else 0}
-    dtype = next(iter(given.values())).dtype
+    first = next(iter(given.values()))
+    dtype, cpu = first.dtype, first.device
     for name, one in given.items():
         field, _, of = name.partition("_")
-        needed = (rows[of], width["x"])[: one.dim()] if of else (*state.shape[:1], width[field])
-        if one.dtype != dtype or one.device.type != "cpu" or tuple(one.shape[-len(needed) :]) != needed:
-            found = f"{name.replace('_', ' of ')} {tuple(one.shape)} in {one.dtype} on {one.device.type}"
-            raise BadInput(message("a matrix memory", found, f"{needed} in {dtype}, as its input, on a CPU is needed"))
+        needed = (batch, width[field]) if not of else (rows[of],) if field == "bias" else (rows[of], width["x"])
+        found = one.shape if of else one.shape[1:]
+        if found != needed or one.dtype != dtype or one.device != cpu or cpu.type != "cpu":
+            described = f"{name.replace('_', ' of ')} {tuple(one.shape)} in {one.dtype} on {one.device.type}"
+            raise BadInput(message("a matrix memory", described, f"{needed} in {dtype}, as its input, on a CPU is needed"))
 
 
-def _call(direction: str, dtype: torch.dtype, shape: Sequence[int], settings: Settings, arrays: Arrays) -> None:
-    """The kernel on `shape`, that is T, B, d, n; a gradient that is not wanted has no array."""
+def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays) -> None:
+    """The kernel; a gradient that is not wanted has no array."""
     ffi, lib = native.core()
-    job = ffi.new("sd_memory *", settings)
-    job.steps, job.batch, job.d, job.n = shape
-    job.threads = 1 if math.prod(shape) < PARALLEL_FROM else torch.get_num_threads()
+    fields, maps = dict(settings), {field: [0] * len(MAPS) for field in PER_MAP}
     for name, array in arrays.items():
         if array is not None:
             field, _, of = name.partition("_")
-            address = ffi.cast("void *", array.data_ptr())
             if of:
-                getattr(job, field)[MAPS.index(of)] = address
+                maps[field][MAPS.index(of)] = array.data_ptr()
             else:
-                setattr(job, field, address)
+                fields[field] = array.data_ptr()
+    job = ffi.new("sd_memory *", fields | maps)
     suffix = "f64" if dtype == torch.float64 else "f32"
-    area = torch.zeros(getattr(lib, f"sd_memory_area_{suffix}")(job, int(direction == "backward")), dtype=torch.uint8)
-    job.area = ffi.cast("void *", area.data_ptr())
+    area = borrow(getattr(lib, f"sd_memory_area_{suffix}")(job, direction == "backward"))
+    job.area = area.data_ptr()
     getattr(lib, f"sd_memory_{direction}_{suffix}")(job)
+    give_back(area)
 
 
 class _Memory(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, keep: bool, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        arrays: dict[str, Tensor | None] = dict(zip(names, tensors, strict=True))
-        limit, state, given = tensors[0], tensors[1], tensors[2]
-        shape = (steps, batch, d, n) = *given.shape[:2], *state.shape[1:]
-        settings = settings | {"thresholds": limit.numel(), "inputs": tensors[names.index("x")].shape[2] if "x" in names else 0}
-        y, end = empty((steps, batch, d, d if settings["output"] == READ else n), given.dtype), torch.empty_like(state)
-        ffi, lib = native.core()
+        limit, state, given = tensors[:3]
+        (steps, batch), (d, n), output = given.shape[:2], state.shape[1:], settings["output"]
+        threads = 1 if steps * state.numel() < PARALLEL_FROM else torch.get_num_threads()
+        inputs = tensors[names.index("x")].shape[2] if "x" in names else 0
+        sizes = {"steps": steps, "batch": batch, "d": d, "n": n, "inputs": inputs, "threads": threads, "thresholds": limit.numel()}
+        settings = settings | sizes
+        y = empty((steps, batch, *((d, n) if output == STATE else (d * (d if output == READ else n),))), given.dtype)
+        end, (ffi, lib) = torch.empty_like(state), native.core()
         lib.sd_memory_announce(ffi.cast("void *", y.data_ptr()), y.numel() * y.element_size())
         checkpoints = state.new_empty(-(-steps // lib.sd_memory_segment(d, n)) * state.numel()) if keep else None
-        _call("forward", y.dtype, shape, settings, arrays | {"y": y, "end": end, "checkpoints": checkpoints})
+        arrays = dict(zip(names, tensors, strict=True)) | {"threshold": limit.double()}
+        _call("forward", y.dtype, settings, arrays | {"y": y, "end": end, "checkpoints": checkpoints})
         ctx.save_for_backward(checkpoints, *tensors)
-        ctx.settings, ctx.names, ctx.shape = settings, names, shape
+        ctx.settings, ctx.names = settings, names
         ctx.set_materialize_grads(False)
         return y, end
 
@@ -144,16 +149,16 @@ class _Memory(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
         limit, state, given = tensors[:3]
-        steps, batch, d, n = ctx.shape
-        columns = d if ctx.settings["output"] == READ else n
-        dy = given.new_zeros(steps, batch, d, columns) if grads[0] is None else grads[0].contiguous()
-        dend = torch.zeros_like(state) if grads[1] is None else grads[1].contiguous()
+        settings, dy, dend = ctx.settings, *(None if grad is None else grad.contiguous() for grad in grads)
+        if dy is None:
+            d, n, output = settings["d"], settings["n"], settings["output"]
+            dy = given.new_zeros(*given.shape[:2], d * (d if output == READ else n))
         found = _room(ctx.names, tensors, ctx.needs_input_grad[3:])
         limits = found["dthreshold"] = torch.empty_like(state) if ctx.needs_input_grad[3] else None
-        arrays = dict(zip(ctx.names, tensors, strict=True)) | found | {"checkpoints": checkpoints, "dy": dy, "dend": dend}
-        _call("backward", given.dtype, ctx.shape, ctx.settings, arrays)
+        arrays = dict(zip(ctx.names, tensors, strict=True)) | found | {"threshold": limit.double()}
+        _call("backward", given.dtype, settings, arrays | {"checkpoints": checkpoints, "dy": dy, "dend": dend})
         if limits is not None:
-            found["dthreshold"] = limits.sum(0).flatten() if limit.numel() > 1 else limits.sum().reshape(1)
+            found["dthreshold"] = (limits.sum(0) if limit.numel() > 1 else limits.sum()).reshape(limit.shape).to(limit.dtype)
         return (None, None, None, *(found.get(f"d{name}") for name in ctx.names))
 
 
