@@ -8,9 +8,9 @@
  * lose in float32 a steep surrogate gradient multiplies; or `in`, where the layer has made them itself, side by side. The sigmoids are taken
  * here, and Gen3's k is brought to length 1.
  *
- * Time is cut into segments with one checkpoint of S each. Inside a segment a tile of ROWS x COLS cells (Gen2) or a block of ROWS rows
- * (Gen3) stays in registers or L1 for all steps. The backward recomputes a segment from its checkpoint, by the same operations in the
- * same order, so it sees the same spikes; dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
+ * Time is cut into segments, each with a checkpoint of S before it, what writes in it, and its spikes. Inside a segment a tile of ROWS x COLS cells
+ * (Gen2) or a block of ROWS rows (Gen3) stays in registers or L1 for all steps. The backward recomputes S over a segment from its checkpoint;
+ * dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
  *
  * State, decay and the adjoint G are float64: over many steps near alpha = 1 float32 would lose 1e-5. Inputs and outputs are float32
  * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by columns for the query, by steps
@@ -19,7 +19,7 @@
  *
  * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four
  * `in` (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end
- * (B, d, n), dend the gradient that reaches the end; checkpoints (B, segments, d, n), y (T, B, d, n) or (T, B, d, d) with a query;
+ * (B, d, n), dend the gradient that reaches the end; kept: what the backward needs again; y (T, B, d, n) or (T, B, d, d) with a query;
  * dthreshold (B, d, n). 0 where a gradient is not wanted, and for a dend of zeros. Addresses are numbers here: so a caller fills them in fastest.
  */
 #include <math.h>
@@ -32,9 +32,10 @@
 #include "events_math.inc"
 #include "huge.inc"
 #include "memory.h"
+#include "stream.inc"
 #include "vectors.inc"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 512, HELD = 16, KEEP_EACH = 16 };
+enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 64, HELD = 64, KEEP_EACH = 16 };
 enum { WIDTH = SD_VECTOR / 8, PIECES = LANES / WIDTH }; /* numbers in a vec; vecs that hold LANES of them */
 enum { TALL = SD_VECTOR == 64 ? 8 : 4 }; /* rows of a product's tile, which fits the registers with two vectors of each */
 enum { TO_V, TO_K, TO_ALPHA, TO_BETA, TO_Q, MAPS }; /* the maps of x */
@@ -126,7 +127,7 @@ HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Steps from one checkpoint to the next, at most 255: a segment's gradients of all cells should stay in the L2 cache, and its phases should be long
    enough for threads to meet between them. */
-int64_t sd_memory_segment(int64_t d, int64_t n) { return d * n > 2048 ? 32 : d * n > 512 ? 64 : 128; }
+HOT int64_t segment_of(int64_t d, int64_t n) { return d * n > 8192 ? 32 : d * n > 512 ? 64 : 128; }
 
 /* Says that a result of so many bytes will be written whole. */
 void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }
@@ -152,10 +153,11 @@ HOT void sigmoids(double *z, int64_t count) {
     for (; i < count; i += WIDTH) VEC(z + i) = sigmoid(CVEC(z + i));
 }
 
-/* Where S fires. */
+/* A row of numbers that a spike adds to another. */
 typedef struct {
-    int32_t row, column;
-} spike;
+    char *to;
+    const char *from;
+} addition;
 
 /* Threads that share work, those of a batch element or all, and which of them this is. */
 typedef struct {

@@ -8,15 +8,16 @@ typedef struct {
     double slope;
     int64_t inputs;
     intptr_t in, q, x, weight[5], bias[5];
-    intptr_t threshold, start, checkpoints, end;
+    intptr_t threshold, start, kept, end;
     intptr_t y, dy, dend;
     intptr_t din, dq, dx, dweight[5], dbias[5];
     intptr_t dthreshold, dstart;
     intptr_t area;
 } sd_memory;
 
-int64_t sd_memory_segment(int64_t d, int64_t n);
 void sd_memory_announce(void *start, int64_t bytes);
+int64_t sd_memory_kept_f32(const sd_memory *m);
+int64_t sd_memory_kept_f64(const sd_memory *m);
 int64_t sd_memory_area_f32(const sd_memory *m, int backward);
 int64_t sd_memory_area_f64(const sd_memory *m, int backward);
 void sd_memory_forward_f32(const sd_memory *m);

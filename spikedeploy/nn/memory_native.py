@@ -1,6 +1,6 @@
 """The matrix memories in the native core, forward and backward: what `method="native"` runs.
 
-S never reaches RAM: segments of 32 or 64 steps leave one checkpoint each, and the backward recomputes a segment from it. Nor does the
+S never reaches RAM: segments of 32 to 128 steps leave one checkpoint each, and the backward recomputes a segment from it. Nor does the
 query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel takes x and the maps, and forms the rows of Q that a spike selects.
 """
 
@@ -29,6 +29,8 @@ PER_MAP = ("weight", "bias", "dweight", "dbias")
 
 Arrays = Mapping[str, Tensor | None]
 Settings = dict[str, Any]
+
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 PARALLEL_FROM = 1 << 16
 """Cells over time; below, threads cost more than they save."""
@@ -105,6 +107,11 @@ def _check(given: Mapping[str, Tensor], state: Tensor, delta: bool) -> None:
             raise BadInput(message("a matrix memory", described, f"{needed} in {dtype}, as its input, on a CPU is needed"))
 
 
+def _bytes(what: str, dtype: torch.dtype, job: Any, *more: int) -> int:
+    """How large an array is that only the kernel knows."""
+    return int(getattr(native.core()[1], f"sd_memory_{what}_{SUFFIX[dtype]}")(job, *more))
+
+
 def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays) -> None:
     """The kernel; a gradient that is not wanted has no array."""
     ffi, lib = native.core()
@@ -117,10 +124,9 @@ def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays
             else:
                 fields[field] = array.data_ptr()
     job = ffi.new("sd_memory *", fields | maps)
-    suffix = "f64" if dtype == torch.float64 else "f32"
-    area = borrow(getattr(lib, f"sd_memory_area_{suffix}")(job, direction == "backward"))
+    area = borrow(_bytes("area", dtype, job, direction == "backward"))
     job.area = area.data_ptr()
-    getattr(lib, f"sd_memory_{direction}_{suffix}")(job)
+    getattr(lib, f"sd_memory_{direction}_{SUFFIX[dtype]}")(job)
     give_back(area)
 
 
@@ -136,10 +142,10 @@ class _Memory(torch.autograd.Function):
         y = empty((steps, batch, *((d, n) if output == STATE else (d * (d if output == READ else n),))), given.dtype)
         end, (ffi, lib) = torch.empty_like(state), native.core()
         lib.sd_memory_announce(ffi.cast("void *", y.data_ptr()), y.numel() * y.element_size())
-        checkpoints = state.new_empty(-(-steps // lib.sd_memory_segment(d, n)) * state.numel()) if keep else None
         arrays = dict(zip(names, tensors, strict=True)) | {"threshold": limit.double()}
-        _call("forward", y.dtype, settings, arrays | {"y": y, "end": end, "checkpoints": checkpoints})
-        ctx.save_for_backward(checkpoints, *tensors)
+        kept = empty((_bytes("kept", y.dtype, ffi.new("sd_memory *", settings)),), torch.uint8) if keep else None
+        _call("forward", y.dtype, settings, arrays | {"y": y, "end": end, "kept": kept})
+        ctx.save_for_backward(kept, *tensors)
         ctx.settings, ctx.names = settings, names
         ctx.set_materialize_grads(False)
         return y, end
@@ -147,7 +153,7 @@ class _Memory(torch.autograd.Function):
     @staticmethod
     @once_differentiable("matrix memory, method 'native'", 'Use method "iterative".')
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        checkpoints, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        kept, *tensors = ctx.saved_tensors  # once: under checkpointing a second look is an error
         limit, state, given = tensors[:3]
         settings, dy, dend = ctx.settings, *(None if grad is None else grad.contiguous() for grad in grads)
         if dy is None:
@@ -156,7 +162,7 @@ class _Memory(torch.autograd.Function):
         found = _room(ctx.names, tensors, ctx.needs_input_grad[3:])
         limits = found["dthreshold"] = torch.empty_like(state) if ctx.needs_input_grad[3] else None
         arrays = dict(zip(ctx.names, tensors, strict=True)) | found | {"threshold": limit.double()}
-        _call("backward", given.dtype, settings, arrays | {"checkpoints": checkpoints, "dy": dy, "dend": dend})
+        _call("backward", given.dtype, settings, arrays | {"kept": kept, "dy": dy, "dend": dend})
         if limits is not None:
             found["dthreshold"] = (limits.sum(0) if limit.numel() > 1 else limits.sum()).reshape(limit.shape).to(limit.dtype)
         return (None, None, None, *(found.get(f"d{name}") for name in ctx.names))
