@@ -38,8 +38,8 @@ def retention_bias(horizon: float | Sequence[float] | Tensor, width: int, where:
 
 def plain(layer: nn.Linear) -> bool:
     """Whether `layer` is only a weight and a bias, so that it may be applied step by step, or together with others."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is nn.Linear and not any(hooks) and layer.bias is not None
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) is nn.Linear and not hooked and layer.bias is not None
 
 
 def why_no_triton(x: Tensor) -> str:

@@ -7,6 +7,7 @@ query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel takes x
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ MAPS = ("v", "k", "alpha", "beta", "q")
 
 PER_MAP = ("weight", "bias", "dweight", "dbias")
 """What the native core takes for each of them."""
+
+PLACES = {f"{field}_{name}": (field, place) for field in PER_MAP for place, name in enumerate(MAPS)}
 
 Arrays = Mapping[str, Tensor | None]
 Settings = dict[str, Any]
@@ -93,18 +96,23 @@ def run(
 
 def _check(given: Mapping[str, Tensor], state: Tensor, delta: bool) -> None:
     """The kernel takes sizes and type of all arrays from a few of them, and looks at nothing else."""
-    batch, d, n = state.shape
-    rows = {"v": d, "k": n, "alpha": n, "beta": 1, "q": d * n}
-    width = {"in": d + 2 * n + delta, "q": d * n, "x": given["x"].shape[-1] if "x" in given else 0}
     first = next(iter(given.values()))
-    dtype, cpu = first.dtype, first.device
-    for name, one in given.items():
-        field, _, of = name.partition("_")
-        needed = (batch, width[field]) if not of else (rows[of],) if field == "bias" else (rows[of], width["x"])
-        found = one.shape if of else one.shape[1:]
-        if found != needed or one.dtype != dtype or one.device != cpu or cpu.type != "cpu":
-            described = f"{name.replace('_', ' of ')} {tuple(one.shape)} in {one.dtype} on {one.device.type}"
-            raise BadInput(message("a matrix memory", described, f"{needed} in {dtype}, as its input, on a CPU is needed"))
+    dtype, width = first.dtype, given["x"].shape[-1] if "x" in given else 0
+    shapes = _shapes(tuple(given), first.shape[0], *state.shape, width, delta)
+    for (name, one), needed in zip(given.items(), shapes, strict=True):
+        if one.shape != needed or one.dtype != dtype or not one.is_cpu:
+            found = f"{name.replace('_', ' of ')} {tuple(one.shape)} in {one.dtype} on {one.device.type}"
+            raise BadInput(message("a matrix memory", found, f"{needed} in {dtype}, as its input, on a CPU is needed"))
+
+
+@lru_cache
+def _shapes(names: tuple[str, ...], steps: int, batch: int, d: int, n: int, inputs: int, delta: bool) -> tuple[tuple[int, ...], ...]:
+    """What `run` needs, by name."""
+    rows = {"v": d, "k": n, "alpha": n, "beta": 1, "q": d * n}
+    shapes = {"in": (steps, batch, d + 2 * n + delta), "q": (steps, batch, d * n), "x": (steps, batch, inputs)}
+    maps = {f"weight_{of}": (count, inputs) for of, count in rows.items()} | {f"bias_{of}": (count,) for of, count in rows.items()}
+    known: dict[str, tuple[int, ...]] = {**shapes, **maps}
+    return tuple(known[name] for name in names)
 
 
 def _bytes(what: str, dtype: torch.dtype, job: Any, *more: int) -> int:
@@ -118,11 +126,11 @@ def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays
     fields, maps = dict(settings), {field: [0] * len(MAPS) for field in PER_MAP}
     for name, array in arrays.items():
         if array is not None:
-            field, _, of = name.partition("_")
-            if of:
-                maps[field][MAPS.index(of)] = array.data_ptr()
+            if name in PLACES:
+                field, place = PLACES[name]
+                maps[field][place] = array.data_ptr()
             else:
-                fields[field] = array.data_ptr()
+                fields[name] = array.data_ptr()
     job = ffi.new("sd_memory *", fields | maps)
     area = borrow(_bytes("area", dtype, job, direction == "backward"))
     job.area = area.data_ptr()
@@ -168,8 +176,14 @@ class _Memory(torch.autograd.Function):
         return (None, None, None, *(found.get(f"d{name}") for name in ctx.names))
 
 
-def _room(names: Sequence[str], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> dict[str, Tensor | None]:
-    """Room for the gradients by name: those that the kernel always puts out, and those that are wanted, of a map both or none."""
-    maps = {name.partition("_")[2] for name, want in zip(names, wanted, strict=True) if want and "_" in name}
-    needed = [want or name in ("in", "start") or name.partition("_")[2] in maps for name, want in zip(names, wanted, strict=True)]
-    return {f"d{name}": torch.empty_like(one) for name, one, need in zip(names, tensors, needed, strict=True) if need}
+def _room(names: tuple[str, ...], tensors: Sequence[Tensor], wanted: tuple[bool, ...]) -> dict[str, Tensor | None]:
+    """Room for the gradients by name."""
+    return {f"d{name}": torch.empty_like(one) for name, one, need in zip(names, tensors, _needed(names, wanted), strict=True) if need}
+
+
+@lru_cache
+def _needed(names: tuple[str, ...], wanted: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which gradients the kernel puts out: some always, and those that are wanted, of a map both or none."""
+    maps = {PLACES[name][1] for name, want in zip(names, wanted, strict=True) if want and name in PLACES}
+    always = ("in", "start")
+    return tuple(want or name in always or (name in PLACES and PLACES[name][1] in maps) for name, want in zip(names, wanted, strict=True))
