@@ -19,8 +19,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* lanes; the arrays of a block fit the L1 cache */
 #define LINE ((int)(64 / sizeof(IO))) /* lanes in a cache line: what is worked on, asked for and written at a time */
+#define LANES ((int)(SD_VECTOR / sizeof(IO))) /* in a vector of the arrays; a line is one or more */
 #define GROUP 2 /* steps worked on at a time, so that a lane's state is read and written once for both; divides TERMS */
 #define STEPS _Pragma("GCC unroll 2")
+#define PI 3.141592653589793
 #define ROW __attribute__((aligned(64)))
 #define TERMS 16 /* of a parameter's gradient that are summed in the width of the arrays before they join the sum in double */
 #define PARALLEL_FROM 32768 /* cells; below, a parallel region costs more than it saves */
@@ -80,9 +82,12 @@ static int64_t block_lanes(const sd_leaky *job, int64_t most) {
     return job->steps * job->lanes < PARALLEL_FROM || share > most ? most : share;
 }
 
-typedef double wide __attribute__((vector_size(SD_VECTOR), may_alias));
-#define WIDTH ((int)(sizeof(wide) / sizeof(double)))
-#define WIDE(x) __builtin_convertvector(x, wide)
+/* Lines after which the parameters repeat; at most `most`. */
+static int64_t kinds(const sd_leaky *job, int64_t line, int64_t most) {
+    int64_t count = 1;
+    while (count < most && (count * line % job->decay_period || count * line % job->threshold_period || count * line % job->graded_period)) count++;
+    return count;
+}
 
 typedef struct {
     double *decay, *threshold, *graded; /* one partial sum per lane, or NULL */
