@@ -7,21 +7,21 @@ All are one autograd function: the adjoint of the scan is the same scan run back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WIDTH, SHORT, NARROW = 16384, 8, 256
+WIDTH, SHORT, NARROW = 16384, 8, 64
 """Of the prefix route: lanes times chunks, enough for few operations, not too many for the cache; the shortest chunk; the lanes below which
 a row of chunks is in pieces too short to work on where it lies."""
 
-BLOCK, LENGTH, ROW, FEW = 1 << 20, 16, 1024, 8192
-"""Where lanes are few: elements of a block of time, which bound what is held in float64; steps of a chunk; elements one operation should
-find side by side; elements up to which what counts is the number of operations, which doublings keep lowest. Measured, as the above."""
+BLOCK, ROW, FEW, MANY = 1 << 20, 1024, 8192, 1 << 18
+"""Where lanes are few: elements of a block of time, which bound what is held beside the result; elements one operation should find side
+by side; elements up to which what counts is the number of operations, which doublings keep lowest; and from which chunks are twice as long.
+Measured, as the above."""
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -45,49 +45,52 @@ def prefix(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     whole = chunks * length if chunks > 1 else 0
     if whole:
         rows, to = (y[:whole].view(chunks, length, lanes).transpose(0, 1) for y in (x, u))
-        last = torch.zeros((chunks, lanes), dtype=torch.float64, device=x.device)
-        for row in rows:
-            torch.addcmul(row, last, d, out=last)
-        carries, last = prefix(last, d**length, start)
-        _advance(rows, d, torch.cat([state[None], carries[:-1]]), to)
-        state = last
+        state = _side_by_side(rows, d, d, start, to)
     _advance(x[whole:], d, state, u[whole:])
     return u, state
 
 
 def _narrow(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Block after block of time, in float64; in a block chunks side by side, each from zero, then with what comes from before it."""
+    """Block after block of time, moved so that the rows of its chunks lie together, and moved back."""
     (steps, lanes), u, state = x.shape, torch.empty_like(x), start.to(torch.float64, copy=True)
-    whole = steps - steps % LENGTH if steps > LENGTH else 0
-    span = LENGTH * (BLOCK // (LENGTH * lanes))
+    length = 32 if x.numel() >= MANY else 16
+    whole = steps - steps % length if steps > length else 0
+    span = length * (BLOCK // (length * lanes))
     for at in range(0, whole, span):
         part = slice(at, min(at + span, whole))
-        rows, to = (y[part].view(-1, LENGTH, lanes).transpose(0, 1) for y in (x, u))
-        states = torch.empty(rows.shape, dtype=torch.float64, device=x.device).copy_(rows)
-        state = _side_by_side(states, d, state)
-        to.copy_(states)
+        rows, to = (y[part].view(-1, length, lanes).transpose(0, 1) for y in (x, u))
+        fold = gcd(rows.shape[1], max(1, ROW // lanes))  # chunks that lie side by side count as lanes
+        moved = torch.empty(rows.shape, dtype=x.dtype, device=x.device).copy_(rows)
+        wide = moved.view(length, -1, fold * lanes)
+        state = _side_by_side(wide, d, d.expand(lanes).repeat(fold), state, wide)
+        to.copy_(moved)
     _advance(x[whole:], d, state, u[whole:])
     return u, state
 
 
-def _side_by_side(rows: Tensor, d: Tensor, start: Tensor) -> Tensor:
-    """`rows (LENGTH, chunks, lanes)`, inputs as float64, become the states; returns the last. The chunks' ends are such a scan too."""
-    length, chunks, lanes = rows.shape
-    fold = gcd(chunks, max(1, ROW // lanes))  # chunks that lie side by side count as lanes
-    wide, powers = rows.view(length, -1, fold * lanes), d.expand(lanes) ** torch.arange(1, length + 1, device=d.device)[:, None]
-    powers = powers.repeat(1, fold)[:, None]
-    for before, row in pairwise(wide.unbind(0)):
-        row.addcmul_(before, powers[0])
-    ends, last = prefix(rows[-1], d**length, start)
-    handed = torch.cat([start[None], ends[:-1]]).view(-1, fold * lanes)
-    wide.addcmul_(powers, handed)
-    return last
+def _side_by_side(rows: Tensor, d: Tensor, wide: Tensor, start: Tensor, to: Tensor) -> Tensor:
+    """`rows (length, chunks, lanes)` to the states `to`, the same memory or another; returns the last.
+
+    `wide` is d for all lanes of a row, where some chunks count as lanes.
+    """
+    last = torch.zeros(rows.shape[1:], dtype=torch.float64, device=rows.device)
+    for _ in _states(rows, wide, last):
+        pass
+    ends, final = prefix(last.view(-1, len(start)), d ** len(rows), start)
+    _advance(rows, wide, torch.cat([start[None], ends[:-1]]).view(last.shape), to)
+    return final
+
+
+def _states(rows: Iterable[Tensor], d: Tensor, state: Tensor) -> Iterator[Tensor]:
+    """`state`, advanced by one row after another; a row that is not float64 is converted where the next one will be, in the cache."""
+    held = torch.empty_like(state)
+    for row in rows:
+        yield torch.addcmul(row if row.dtype == state.dtype else held.copy_(row), state, d, out=state)
 
 
 def _advance(rows: Iterable[Tensor], d: Tensor, state: Tensor, to: Iterable[Tensor]) -> None:
-    for row, out in zip(rows, to, strict=True):
-        torch.addcmul(row, state, d, out=state)
-        out.copy_(state)
+    for now, out in zip(_states(rows, d, state), to, strict=True):
+        out.copy_(now)
 
 
 def associative(x: Tensor, d: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
