@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spikedeploy import native
 from spikedeploy.errors import BadInput
-from spikedeploy.nn import StateLeaky, Surrogate, leaky_scan
+from spikedeploy.nn import StateLeaky, Surrogate, leaky_scan, scan_linear
 from spikedeploy.nn.surrogate import KINDS, recognise
 
 LINEAR = ("iterative", "convolution", "prefix", "associative", "speculative", *(("native",) if native.available() else ()))
@@ -52,6 +52,22 @@ def test_every_route_gives_the_naive_numbers(shape, method, seed, per_channel, b
     assert np.abs(mem.numpy() - expected).max() <= BOUND[method] * max(1, np.abs(expected).max())
     assert torch.equal(spk, (mem > 0.5).float())
     assert np.abs(final.numpy() - expected[-1]).max() <= BOUND[method] * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("many", [1, 1 << 30])
+@pytest.mark.parametrize("shape", [(1003, 1, 1), (1003, 1, 5), (640, 2, 8), (333, 1, 63), (333, 1, 64)])
+def test_prefix_in_blocks_of_time_gives_the_naive_numbers(monkeypatch, shape, many):
+    for name, value in (("BLOCK", 4096), ("FEW", 64), ("MANY", many)):
+        monkeypatch.setattr(scan_linear, name, value)
+    rng = np.random.default_rng(shape[2])
+    x, initial = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[1:]).astype(np.float32)
+    decay = rng.uniform(0, 1, shape[2]) ** 0.01
+    expected = naive(x, decay, initial)
+    given = torch.from_numpy(x)
+    _, mem, final = leaky_scan(given, torch.tensor(decay), None, initial=torch.from_numpy(initial), wide_state=True, method="prefix")
+    assert np.abs(mem.numpy() - expected).max() <= BOUND["prefix"] * np.abs(expected).max()
+    assert np.abs(final.numpy() - expected[-1]).max() <= BOUND["prefix"] * np.abs(expected).max()
+    assert np.array_equal(given.numpy(), x)
 
 
 @pytest.mark.parametrize(("method", "reset", "delay"), CASES)
