@@ -21,7 +21,9 @@ TILE = 128
 
 
 LANES = 16
-"""Of a vector."""
+"""Of the widest vector."""
+HALF = 8
+"""Lanes that everything is a multiple of."""
 STEPS = 4
 """That a tile takes at once, where nobody reads what happens between them."""
 
@@ -79,6 +81,7 @@ class Layout:
     pixel   lanes of a pixel
     pitch   lanes of a row
     patch   lanes of a patch's pixel: the outputs of a group
+    gap     lanes of zeros before and behind every run of weights, where runs may begin in the middle of the widest vector
     """
 
     shape: Shape
@@ -91,23 +94,39 @@ class Layout:
     pixel: int
     pitch: int
     patch: int
+    gap: int
+
+    @property
+    def real(self) -> Array:
+        """Per lane whether it is a neuron's."""
+        real = np.zeros(self.width, bool)
+        real[self.order] = True
+        return real
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """Of a row of a patch: how many runs of lanes it has, and the lanes of each. Pixels that touch are one run."""
+        count = self.columns.count
+        return (1, count * self.patch) if self.patch == self.columns.jump * self.pixel else (count, self.patch)
 
 
 def layout(step: S.Conv2d, seen: Shape, shape: Shape) -> Layout:
     """Where inputs of shape `seen` and outputs of this shape lie."""
     rows, columns = (axis(seen[1 + a], step.weight.shape[2 + a], step.stride[a], step.padding[a], step.dilation[a]) for a in (0, 1))
     out, height, wide = shape
-    pixel = up(out, 8)
-    group, per = out // step.groups, 8
-    patch = pixel if step.groups == 1 else max(up(g * group + group, per) - g * group // per * per for g in range(step.groups))
+    pixel, group = up(out, HALF), out // step.groups
+    patch = pixel if step.groups == 1 else max(up(g * group + group, HALF) - g * group // HALF * HALF for g in range(step.groups))
     (top, bottom), (left, right) = rows.reach, columns.reach
-    pitch = (wide + max(0, -left, right - wide + 1)) * pixel
+    pitch = up((wide + max(0, -left, right - wide + 1)) * pixel, LANES)
     begin = up(max(0, -top) * pitch + max(0, -left) * pixel, TILE)
-    width = up(height * pitch, TILE)
+    width = up((height - 1) * pitch + wide * pixel, TILE)
     places = np.arange(height)[:, None] * pitch + np.arange(wide) * pixel
     order = (places.ravel() + np.arange(out)[:, None]).ravel()
-    behind = max(0, bottom - height + 1) * pitch + max(0, right - wide + 1) * pixel + patch
-    return Layout(shape, rows, columns, order, width, begin, up(begin + width + behind, TILE), pixel, pitch, patch)
+    behind = max(0, bottom - height + 1) * pitch + max(0, right - wide + 1) * pixel + patch + LANES
+    gap = 0 if step.groups == 1 and pixel % LANES == 0 else HALF
+    return Layout(
+        shape, rows, columns, order, width, begin, up(begin + max(width, height * pitch) + behind, TILE), pixel, pitch, patch, gap
+    )
 
 
 def _first_lane(step: S.Conv2d, channel: int, place: Layout) -> tuple[int, int, int]:
@@ -115,39 +134,53 @@ def _first_lane(step: S.Conv2d, channel: int, place: Layout) -> tuple[int, int, 
     out, per_group = step.weight.shape[:2]
     group = out // step.groups
     low = channel // per_group * group
-    start = min(low // 8 * 8, place.pixel - place.patch)
+    start = min(low // HALF * HALF, place.pixel - place.patch)
     return start, low - start, low - start + group
 
 
+def _line(place: Layout) -> int:
+    """Of a row of a patch the weights, gaps included."""
+    runs, lanes = place.runs
+    return runs * (lanes + 2 * place.gap)
+
+
 def weights(step: S.Conv2d, weight: Array, place: Layout) -> Array:
-    """`(O, C/groups, kh, kw)` as `(C, row phase, column phase, row, column, lane)`: per input channel all patches, zero without a tap."""
+    """`(O, C/groups, kh, kw)` as `(C, row phase, column phase, row, run, lane)`: per input channel all patches, zero without a tap and in
+    the gaps; and a vector that may be read behind the last."""
     out, per_group = weight.shape[:2]
     group, channels = out // step.groups, per_group * step.groups
-    rows, columns = place.rows.kernel, place.columns.kernel
-    packed = aligned((channels, len(rows), len(columns), rows.shape[1], columns.shape[1], place.patch), weight.dtype)
+    rows, columns, (runs, lanes) = place.rows.kernel, place.columns.kernel, place.runs
+    count = channels * len(rows) * len(columns) * rows.shape[1] * _line(place)
+    memory = aligned((count + LANES,), weight.dtype)
+    lines = memory[:count].reshape(channels, len(rows), len(columns), rows.shape[1], runs, lanes + 2 * place.gap)
+    inside = lines[..., place.gap : place.gap + lanes]
+    packed = inside.reshape(*inside.shape[:-2], columns.shape[1], place.patch)
     for channel in range(channels):
         mine = weight[channel // per_group * group : (channel // per_group + 1) * group, channel % per_group]
         _, low, high = _first_lane(step, channel, place)
         i, j = rows[:, None, :, None], columns[None, :, None, :]
         packed[channel, ..., low:high] = np.moveaxis(np.where((i < 0) | (j < 0), 0, mine[:, i, j]), 0, -1)
-    return packed
+    inside[...] = packed.reshape(inside.shape)
+    return memory
 
 
 def tables(step: S.Conv2d, seen: Shape, place: Layout) -> Array:
-    """Per input row `(channel, y)`, per input column, per neuron: the integers that the kernel looks up (see `ROW` and `COLUMN` there)."""
+    """What the kernel looks up: per lane whether it is a neuron's, as bits; per input where its patch lies in the sums and in the
+    weights; per lane its place on the wire; per input row `(channel, y)` and column which of the patch's entries are taps."""
     rows, columns = place.rows, place.columns
-    patch = rows.count * columns.count * place.patch
-    row = np.zeros((seen[0], seen[1], 5), np.int32)
+    patch = rows.count * _line(place)
+    row, taps = np.zeros((seen[0], seen[1], 2), np.int64), np.zeros((seen[0], seen[1], 3), np.int32)
     for channel in range(seen[0]):
         start, low, high = _first_lane(step, channel, place)
         row[channel, :, 0] = place.begin + rows.first * place.pitch + start
-        row[channel, :, 1] = (channel * len(rows.kernel) + rows.phase) * len(columns.kernel) * patch
-        row[channel, :, 2:] = np.stack([rows.valid, np.full(seen[1], low), np.full(seen[1], high)], axis=1)
-    column = np.stack([columns.first * place.pixel, columns.phase * patch, columns.valid], axis=1)
+        row[channel, :, 1] = (channel * len(rows.kernel) + rows.phase) * len(columns.kernel) * patch + place.gap
+        taps[channel] = np.stack([rows.valid, np.full(seen[1], low), np.full(seen[1], high)], axis=1)
+    origins = row[:, :, None] + np.stack([columns.first * place.pixel, columns.phase * patch], axis=1)
     wire = np.zeros(place.width, np.int32)
     wire[place.order] = np.arange(prod(place.shape))
-    bits = wire.reshape(-1, TILE // LANES, LANES).swapaxes(1, 2)  # the order of a tile's bits
-    return np.concatenate([part.astype(np.int32).ravel() for part in (row, column, bits)])
+    bits = np.packbits(place.real, bitorder="little").view(np.int32)
+    places = (origins[..., 0] | origins[..., 1] << 32).ravel().view(np.int32)
+    return np.concatenate([bits, places, wire, *(part.astype(np.int32).ravel() for part in (taps, columns.valid))])
 
 
 def division(by: int) -> tuple[int, int]:
@@ -156,20 +189,36 @@ def division(by: int) -> tuple[int, int]:
     return -(-(1 << shift) // by), shift
 
 
-def sizes(step: S.Conv2d, seen: Shape, place: Layout, *, late: bool) -> tuple[int, ...]:
-    """`n` of the operation; late: see `settles_late`."""
+def sizes(step: S.Conv2d, seen: Shape, place: Layout, *, late: bool, alike: bool) -> tuple[int, ...]:
+    """`n` of the operation; late: see `settles_late`; alike: see `made_alike`."""
     rows, columns = place.rows, place.columns
     return (
         seen[2], place.width, place.patch, place.width // TILE, *place.shape, place.pitch, place.pixel, rows.count, columns.count,
-        rows.jump * place.pitch, columns.jump * place.pixel, place.begin, place.lanes, seen[0] * seen[1], *division(seen[2]), late,
+        rows.jump * place.pitch, columns.jump * place.pixel, place.begin, place.lanes, seen[0] * seen[1], late,
+        0 if alike else TILE, place.gap,
     )  # fmt: skip
 
 
 def scratch(place: Layout, batch: int, bias: Array, *, integers: bool) -> Array:
-    """Sums of `STEPS` steps (at the bias between groups of steps), tiles touched and three other tables, integer sums (at zero)."""
-    memory = aligned((batch, STEPS * (2 if integers else 1) + 5, place.lanes), np.float32)
+    """Sums of `STEPS` steps (at the bias between groups of steps), three tables, integer sums (at zero)."""
+    memory = aligned((batch, STEPS * (2 if integers else 1) + 3, place.lanes), np.float32)
     memory[:, :STEPS, place.begin : place.begin + place.width] = bias
     return memory
+
+
+def made_alike(parameters: list[Array], place: Layout) -> bool:
+    """Whether one tile's parameters do for all, so that they stay in the nearest cache; if so, lanes without a neuron get them too.
+
+    They do where neurons of one channel have the same, and pixels fill tiles evenly or channels are alike as well.
+    """
+    real = place.real.reshape(-1, TILE)
+    first = real.argmax(axis=0), np.arange(TILE)
+    tiles = [values.reshape(-1, TILE) for values in parameters]
+    if not all((~real | (tile == tile[first])).all() for tile in tiles):
+        return False
+    for tile in tiles:
+        tile[:] = tile[first]
+    return True
 
 
 def settles_once(bias: Array) -> Array:

@@ -166,22 +166,20 @@ def pack_conv(context: Context, group: Group) -> Packed:
         context, step, lambda q: conv.weights(step, q.astype(np.int32), place),
         lambda scale: padded(scale[:, None, None], shape, order=place.order, width=place.width),
     )  # fmt: skip
-    arrays = neurons.arrays | whole | {
-        "weight": conv.weights(step, step.weight, place),
-        "bias": bias,
-        "scratch": conv.scratch(place, context.batch, bias, integers=bool(whole)),
-        "taps": conv.tables(step, seen, place),
-    }  # fmt: skip
+    given = {"weight": conv.weights(step, step.weight, place), "bias": bias, "taps": conv.tables(step, seen, place)}
+    arrays = neurons.arrays | whole | given
+    names = ("decay", "theta", "amplitude", "reset", "bias", "scale")
+    alike = conv.made_alike([arrays[name] for name in names if name in arrays], place)
     silent, late = _silent(neurons, bias), False
     if silent is not None:
         arrays |= _skipping(context, len(silent))
         silent += silent & conv.settles_once(bias).reshape(len(silent), -1).all(axis=1)
         late = conv.settles_late([whole["scale"] if whole else step.weight, bias], arrays["decay"], arrays["theta"])
-    current = step.name if len(group.steps) > 1 else None
+    arrays["scratch"] = conv.scratch(place, context.batch, bias, integers=bool(whole))
+    current, sizes = step.name if len(group.steps) > 1 else None, conv.sizes(step, seen, place, late=late, alike=alike)
     return Packed(
-        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, conv.sizes(step, seen, place, late=late),
-        arrays, neurons.slots, silent,
-    )  # fmt: skip
+        "CONV", neurons.out, neurons.mem, current, NEURONS.index(neurons.mode), neurons.strict, sizes, arrays, neurons.slots, silent
+    )
 
 
 def pack_memory(context: Context, group: Group) -> Packed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -158,6 +159,56 @@ def test_beyond_float32_is_the_same(seed: int) -> None:
     program = Program(program.input_shape, (grown, first, *program.steps[1:]), program.outputs)
     x = bursts(program, seed, 8, 1) * 4
     assert_same(*(EventEngine(program, native=n).run(x, record=program.wires) for n in (False, True)))
+
+
+@pytest.mark.parametrize("alike", ["one number", "one a channel", "one a neuron"])
+@pytest.mark.parametrize("channels", [3, 8, 16, 24])
+def test_parameters_of_any_layout(channels: int, alike: str) -> None:
+    """All tiles share parameters or none do; lanes between rows fire like neurons, and nobody sees it. Everything fires somewhere: words of
+    spikes are full, and there are more than the kernel looks at together."""
+    rng = np.random.default_rng(channels)
+    shape = (channels, 21, 25)
+    size = {"one number": (), "one a channel": (channels, 1, 1), "one a neuron": shape}[alike]
+    weight, bias = rng.normal(size=(channels, 2, 3, 3)).astype(np.float32), rng.normal(size=channels).astype(np.float32) * 0.05
+    conv = S.Conv2d("conv", ("input",), weight=weight, bias=None if alike == "one number" else bias, padding=(1, 1))
+    decay, threshold = (rng.uniform(0.2, high, size).astype(np.float32) for high in (0.95, 0.9))
+    lif = S.LIF("lif", ("conv",), decay=decay, threshold=threshold, reset="subtract")
+    out = S.Affine("out", ("lif",), weight=rng.normal(size=(3, channels * 21 * 25)).astype(np.float32), bias=None)
+    flat = S.Reshape("flat", ("lif",), shape=(channels * 21 * 25,))
+    program = Program((2, 21, 25), (conv, lif, flat, replace(out, inputs=("flat",))), (Output("out", "out"), Output("lif", "lif", "sum")))
+    rates = np.repeat([0.002, 0.9, 0.03, 0.5], [7, 3, 10, 1])[:, None, None, None, None]
+    x = (rng.random((21, 2, *program.input_shape)) < rates).astype(np.float32)
+    assert_same(*(EventEngine(program, 2, native=native).run(x) for native in (False, True)))
+
+
+@pytest.mark.parametrize("wide", [70, 4500])
+def test_lists_of_rows_with_few_and_many_events(wide: int) -> None:
+    """What is expected of a row is what the one before it had; wrong guesses change nothing."""
+    rng = np.random.default_rng(wide)
+    spike = S.Threshold("spike", ("input",), threshold=np.float32(0.5))
+    out = S.Affine("out", ("spike",), weight=rng.normal(size=(5, wide)).astype(np.float32), bias=None)
+    program = Program((wide,), (spike, out), (Output("out", "out"), Output("spike", "spike", "sum")))
+    rates = np.array([0, 1, 0.001, 0.02, 0.5, 0.02, 0.0, 0.9, 1.0, 0.03])[:, None, None]
+    x = (rng.random((10, 3, wide)) < rates).astype(np.float32)
+    runs = [EventEngine(program, 3, native=native).run(x) for native in (False, True)]
+    assert_same(*runs)
+    assert_same(runs[0], EventEngine(program, 3, native=True).run(x, chunk=1))
+
+
+@pytest.mark.parametrize("wrong", [1023, 1024, 1025, 2999])
+def test_events_out_of_order_anywhere_are_sorted(wrong: int) -> None:
+    """Order is looked at piece by piece; also where two pieces meet."""
+    program = network(3)
+    size = int(np.prod(program.input_shape))
+    place = np.sort(np.random.default_rng(wrong).choice(200 * size, 3000, replace=False))
+    mixed = place.copy()
+    mixed[[wrong - 1, wrong]] = place[[wrong, wrong - 1]]
+    runs = [EventEngine(program).run(Events(order % size, order // size, 200)) for order in (place, mixed)]
+    assert_same(*runs)
+    twice = np.insert(place, wrong, place[wrong - 1])
+    value = np.ones(3001, np.float32)
+    value[wrong - 1 : wrong + 1] = 0.5
+    assert_same(runs[0], EventEngine(program).run(Events(twice % size, twice // size, 200, value=value)))
 
 
 def test_events_in_order_and_shuffled_are_the_same() -> None:

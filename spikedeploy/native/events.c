@@ -49,13 +49,12 @@ void sd_event_run(sd_event_op *const *ops, int64_t count, int64_t steps, int64_t
 SD_INLINE vf numbers(const sd_wire *w, int64_t row, int64_t at) {
     if (w->dense) return *(const vf *)(w->dense + row * w->stride + at);
     const uint32_t bits = ((const u16a *)(w->bits + row * w->words))[at / 16] >> (PARTS > 1 ? at % 16 : 0);
-    const vi fired = (((vi){} + (int32_t)bits) & SD_PLACES) != 0;
-    return w->amplitude * sd_select(fired, sd_splat(1.0f), (vf){});
+    return w->amplitude * sd_select(sd_unmask(bits, 0), sd_splat(1.0f), (vf){});
 }
 
 SD_INLINE vf reduced(const int reduce, vf before, vf y) {
     if (reduce == KEEP_SUM) return before + y;
-    return reduce == KEEP_MAX ? sd_select(before > y, before, y) : y;
+    return reduce == KEEP_MAX ? sd_select(sd_above(before, y), before, y) : y;
 }
 
 SD_INLINE void keep_row(const sd_wire *w, const int reduce, int fresh, float *into, int64_t row) {
@@ -102,7 +101,7 @@ SD_INLINE void keep_sum_of_bits(const sd_wire *w, int fresh, float *into, int64_
         for (int64_t row = b; row < rows; row += batch) {
             const m1 *word = (const m1 *)(w->bits + row * w->words + at / 64);
             UNROLL for (int i = 0; i < 64 / LANES; i++) {
-                const vi fired = (((vi){} + word[LANES * i / 32]) & (SD_PLACES << LANES * i % 32)) != 0;
+                const vm fired = sd_unmask((uint32_t)word[LANES * i / 32], LANES * i % 32);
                 sum[i] += sd_select(fired, sd_splat(w->amplitude), (vf){});
             }
         }
@@ -146,7 +145,7 @@ int sd_event_finite(const float *x, int64_t count) {
     }
     for (; i < count; i++) rest |= !(x[i] - x[i] == 0.0f);
     for (int k = 1; k < 8; k++) odd[0] |= odd[k];
-    return !(rest | (int32_t)sd_mask(odd[0] != 0));
+    return !(rest | (int32_t)sd_mask(sd_some(odd[0])));
 }
 
 /* A whole sequence: block after block, all operations on each; the input pointers move along. Returns 0 at the first block that holds NaN or infinity. */

@@ -4,68 +4,68 @@
    sum, which is never -0 (the bias is not).
 
    n: 0 W, 1 lanes of all neurons (whole tiles), 2 lanes of a patch's pixel, 3 tiles, 4 O, 5 H', 6 W', 7 lanes of a row, 8 lanes of a pixel, 9..10 rows and
-   pixels of a patch, 11..12 lanes from one to the next, 13 where the neurons begin in the sums, 14 lanes of the sums, 15 C H, 16..17 how to divide by W,
-   18 whether states may be settled after a group of steps (`settles_late` in events_conv.py).
-   `taps`: C H times ROW integers, W times COLUMN integers, then per neuron its index on the wire, in the order of a tile's bits. */
+   pixels of a patch, 11..12 lanes from one to the next, 13 where the neurons begin in the sums, 14 lanes of the sums, 15 C H, 16 whether states may be settled
+   after a group of steps (`settles_late` in events_conv.py), 17 lanes from one tile's parameters to the next's: 0 where all tiles have the same, 18 lanes of
+   zeros before and behind each run of weights.
+   `taps`: per lane a bit that tells whether it is a neuron's; per input its `origin`; per lane its index on the wire; C H times ROW and W times COLUMN integers.
+   Lanes between rows are stepped like neurons, and nobody looks. */
 #include "events_common.inc"
 #include "events_patch.inc"
+#include "events_words.inc"
 
 enum { SILENT_ONCE = 2 }; /* of `silent` */
-enum { TILE = 128, BLOCKS = TILE / 16, SIDE = 4, STEPS = 4 }; /* STEPS: that a tile takes at once; SIDE: vectors side by side */
+enum { TILE = 128, SIDE = 4, STEPS = 4, ONCE = 64 }; /* STEPS: that a tile takes at once; SIDE: vectors side by side; ONCE: words looked at together */
 
 /* What one sample works with, in planes of `lanes` each: sums of STEPS steps, spikes as numbers, per tile of the sums whether an event fell into it, spikes as
-   bits (two words per step and tile), a step's spikes and its words that are not zero, integer sums of STEPS steps. */
+   bits (two words per step and tile), integer sums of STEPS steps. */
 typedef struct {
     float *sum, *spikes, *u;
     uint8_t *touched; /* all zero between groups of steps */
     uint64_t *fired;
-    uint32_t *list, *some, *total;
+    uint32_t *total;
     const float *bias, *scale, *decay, *theta, *amplitude, *reset;
-    int64_t begin, lanes, tiles; /* where the neurons begin in the sums; from one step's sums to the next's */
+    int64_t begin, lanes, tiles, apart; /* where the neurons begin in the sums; from one step's sums to the next's; from one tile's parameters to the next's */
 } place;
 
 SD_INLINE place place_of(const sd_event_op *op, int64_t b) {
-    const int64_t lanes = op->n[14], planes = STEPS * (op->integer ? 2 : 1) + 5;
-    float *plane[6] = {op->scratch + b * planes * lanes};
-    for (int i = 1; i < 6; i++) plane[i] = plane[i - 1] + (i == 1 ? STEPS : 1) * lanes;
+    const int64_t lanes = op->n[14], planes = STEPS * (op->integer ? 2 : 1) + 3;
+    float *plane[5] = {op->scratch + b * planes * lanes};
+    for (int i = 1; i < 5; i++) plane[i] = plane[i - 1] + (i == 1 ? STEPS : 1) * lanes;
     return (place){
-        .sum = plane[0], .spikes = plane[1], .touched = (uint8_t *)plane[2], .fired = (uint64_t *)plane[3], .list = (uint32_t *)plane[4],
-        .some = (uint32_t *)plane[5], .total = (uint32_t *)(plane[5] + lanes), .u = op->state ? op->state + b * op->n[1] : NULL,
+        .sum = plane[0], .spikes = plane[1], .touched = (uint8_t *)plane[2], .fired = (uint64_t *)plane[3], .total = (uint32_t *)plane[4],
+        .u = op->state ? op->state + b * op->n[1] : NULL,
         .bias = op->bias, .scale = op->scale, .decay = op->decay, .theta = op->theta, .amplitude = op->amplitude, .reset = op->reset,
-        .begin = op->n[13], .lanes = lanes, .tiles = op->n[3]};
+        .begin = op->n[13], .lanes = lanes, .tiles = op->n[3], .apart = op->n[17]};
 }
 
-/* Marks the tiles that a row's events fall into; all of them where the events are so many that telling tiles apart would not pay. */
-SD_INLINE void touch(const sd_event_op *op, uint8_t *touched, int64_t begin, int64_t end) {
+/* Marks the tiles that the events of a group of steps fall into; all of them where the events are so many that telling tiles apart would not pay. */
+SD_INLINE void touch(const sd_event_op *op, uint8_t *touched, int64_t row, int64_t batch, int64_t steps) {
+    const sd_wire *in = op->source[0];
+    const origin *place = origins(op);
     const int64_t rows = op->n[9], reach = (op->n[10] - 1) * op->n[12] + op->n[2] - 1;
-    if ((end - begin) * rows >= op->n[3]) {
+    int64_t count = 0;
+    for (int64_t s = 0; s < steps; s++) count += in->start[row + s * batch + 1] - in->start[row + s * batch];
+    if (count * rows >= op->n[3]) {
         memset(touched + op->n[13] / TILE, 1, (size_t)op->n[3]);
         return;
     }
-    const grid g = grid_of(op);
-    for (int64_t e = begin; e < end; e++) {
-        taps t = taps_of(g, op->source[0]->index[e]);
-        int64_t at = t.row[TO] + t.column[TO];
-        for (int64_t i = 0; i < rows; i++, at += op->n[11])
-            for (int64_t tile = at / TILE; tile <= (at + reach) / TILE; tile++) touched[tile] = 1;
-    }
+    for (; steps; steps--, row += batch)
+        for (int64_t e = in->start[row]; e < in->start[row + 1]; e++) {
+            int64_t at = in_sums(place[in->index[e]]);
+            for (int64_t i = 0; i < rows; i++, at += op->n[11])
+                for (int64_t tile = at / TILE; tile <= (at + reach) / TILE; tile++) touched[tile] = 1;
+        }
 }
 
-/* One step's sums, the `step`-th of the group, in a function of its own because the compiler takes long for it; tells whether they are integer sums, which
-   they are where all values are one. */
-static __attribute__((noinline)) int currents(const sd_event_op *op, int64_t row, const place *p, int64_t step) {
-    const sd_wire *in = op->source[0];
-    const int ones = in->value ? in->ones[row] : in->amplitude == 1.0f, touching = op->n[2] == op->n[12];
-    const int rows = (int)op->n[9], runs = touching ? 1 : (int)op->n[10], lanes = (int)op->n[2] * (touching ? (int)op->n[10] : 1);
-    const int64_t begin = in->start[row], end = in->start[row + 1];
-    if (op->silent) touch(op, p->touched, begin, end);
-    if (op->integer && (!in->value || ones)) {
-        scatter_integers(op, 1, rows, runs, lanes, p->total + step * p->lanes, begin, end);
-        return 1;
-    }
-    if (ones) scatter(op, 1, rows, runs, lanes, p->sum + step * p->lanes, begin, end);
-    else scatter(op, 0, rows, runs, lanes, p->sum + step * p->lanes, begin, end);
-    return 0;
+/* The sums of a group of steps, in a function of its own because the compiler takes long for it. `ones`: all values are one. Tells whether they are integer
+   sums, which they are where all values are the same. */
+static __attribute__((noinline)) int currents(const sd_event_op *op, const int ones, int64_t row, int64_t batch, int64_t steps, const place *p) {
+    if (op->silent) touch(op, p->touched, row, batch, steps);
+    const int integer = op->integer && (ones || !op->source[0]->value);
+    if (integer) scatter_integers(op, shape_of(op), p->total, row, batch, steps);
+    else if (ones) scatter(op, p->sum, row, batch, steps);
+    else scatter_values(op, p->sum, row);
+    return integer;
 }
 
 /* (row, pixel, channel) to the wire's (channel, pixel). */
@@ -78,20 +78,21 @@ SD_INLINE void turn(const sd_event_op *op, const float *from, const sd_wire *to,
 }
 
 /* A tile's integer sums of one step as currents; they are zero afterwards. */
-SD_INLINE void scale_tile(place p, int64_t step, int64_t at) {
-    const int64_t begin = step * p.lanes + p.begin;
-    for (int64_t lane = at; lane < at + TILE; lane += LANES) {
+SD_INLINE void scale_tile(place p, int64_t step, int64_t tile) {
+    const int64_t begin = step * p.lanes + p.begin + tile * TILE, given = tile * p.apart;
+    for (int64_t lane = 0; lane < TILE; lane += LANES) {
         vu *total = (vu *)(p.total + begin + lane);
-        *(vf *)(p.sum + begin + lane) = __builtin_convertvector((vi)*total, vf) * *(const vf *)(p.scale + lane) + *(const vf *)(p.bias + lane);
+        const vf scale = *(const vf *)(p.scale + given + lane), bias = *(const vf *)(p.bias + given + lane);
+        *(vf *)(p.sum + begin + lane) = __builtin_convertvector((vi)*total, vf) * scale + bias;
         *total = (vu){};
     }
 }
 
 /* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. Several vectors at a time, because
    each waits for itself. `once`: settling at the end is enough, see `events_conv.py`. */
-SD_INLINE void catch_up(place p, int64_t at, int32_t steps, const int once) {
-    const vf *d = (const vf *)(p.decay + at), *b = (const vf *)(p.bias + at);
-    vf *state = (vf *)(p.u + at);
+SD_INLINE void catch_up(place p, int64_t tile, int32_t steps, const int once) {
+    const vf *d = (const vf *)(p.decay + tile * p.apart), *b = (const vf *)(p.bias + tile * p.apart);
+    vf *state = (vf *)(p.u + tile * TILE);
     for (int v = 0; v < TILE / LANES; v += 4) {
         vf now[4];
         UNROLL for (int i = 0; i < 4; i++) now[i] = state[v + i];
@@ -103,7 +104,7 @@ SD_INLINE void catch_up(place p, int64_t at, int32_t steps, const int once) {
                 if (k % 16 == 0) moved |= (vi)next ^ (vi)now[i];
                 now[i] = next;
             }
-            if (k % 16 == 0 && !sd_mask(moved != 0)) break;
+            if (k % 16 == 0 && !sd_mask(sd_some(moved))) break;
         }
         UNROLL for (int i = 0; i < 4; i++) state[v + i] = sd_settle(now[i]);
     }
@@ -114,137 +115,124 @@ typedef struct {
     int mode, strict, steps, numbers;
 } variant;
 
-/* A tile's sixteen bytes of bits, LANES of them: of byte l bit v tells about lane l of block v. */
-SD_INLINE void store_bits(uint64_t *to, int part, vi bits) {
-    vb bytes = __builtin_convertvector(bits, vb);
-    memcpy((char *)to + part * LANES, &bytes, LANES);
-}
-
-/* A tile's neurons through all steps, one vector of each block: a few side by side because each waits for itself; the sums are left as the next group wants them. Tells whether
-   a membrane stays above its threshold. */
-SD_INLINE int neurons_part(const variant is, place p, int64_t tile, const int part) {
+/* A tile's neurons through all steps, a few vectors side by side because each waits for itself; the sums are left as the next group wants them. Tells whether a
+   membrane stays above its threshold though it was reset. */
+SD_INLINE uint32_t neurons(const variant is, place p, int64_t tile) {
     const vf none = {};
-    vi spikes[STEPS] = {}, above = {};
-    uint64_t loud[2] = {};
-    for (int v = 0; v < BLOCKS; v += SIDE) {
-        const int64_t lane = tile * TILE + 16 * v + LANES * part;
+    uint32_t loud = 0;
+    for (int at = 0; at < TILE; at += SIDE * LANES) {
+        const int64_t lane = tile * TILE + at, given = tile * p.apart + at;
+        u16a *const bits = (u16a *)(p.fired + 2 * tile) + at / 16;
+        vf *const state = (vf *)(p.u + lane);
         vf u[SIDE], d[SIDE], theta[SIDE], bias[SIDE], reset[SIDE];
-        vi stays[SIDE] = {};
+        vm fired[SIDE], stays[SIDE] = {0};
         UNROLL for (int i = 0; i < SIDE; i++) {
-            u[i] = is.mode == NEURON_THRESHOLD ? none : ((const vf *)(p.u + lane))[PARTS * i];
-            d[i] = is.mode == NEURON_THRESHOLD ? none : ((const vf *)(p.decay + lane))[PARTS * i];
-            theta[i] = is.mode == NEURON_LEAK ? none : ((const vf *)(p.theta + lane))[PARTS * i];
-            reset[i] = is.mode == NEURON_VALUE ? ((const vf *)(p.reset + lane))[PARTS * i] : none;
-            bias[i] = ((const vf *)(p.bias + lane))[PARTS * i];
+            u[i] = is.mode == NEURON_THRESHOLD ? none : state[i];
+            d[i] = is.mode == NEURON_THRESHOLD ? none : ((const vf *)(p.decay + given))[i];
+            theta[i] = is.mode == NEURON_LEAK ? none : ((const vf *)(p.theta + given))[i];
+            reset[i] = is.mode == NEURON_VALUE ? ((const vf *)(p.reset + given))[i] : none;
+            bias[i] = ((const vf *)(p.bias + given))[i];
         }
         UNROLL for (int s = 0; s < is.steps; s++) {
             vf *sum = (vf *)(p.sum + s * p.lanes + p.begin + lane);
             UNROLL for (int i = 0; i < SIDE; i++) {
-                const vi now = sd_neuron_settling(is.steps == 1, is.mode, is.strict, sum[PARTS * i], &u[i], d[i], theta[i], reset[i], &stays[i]);
-                sum[PARTS * i] = bias[i];
-                spikes[s] |= now & (1 << (v + i));
-                if (is.numbers) ((vf *)(p.spikes + lane))[PARTS * i] = ((const vf *)(p.amplitude + lane))[PARTS * i] * sd_select(now, sd_splat(1.0f), none);
+                fired[i] = sd_neuron_settling(is.steps == 1, is.mode, is.strict, sum[i], &u[i], d[i], theta[i], reset[i], &stays[i]);
+                sum[i] = bias[i];
+                if (is.numbers) ((vf *)(p.spikes + lane))[i] = ((const vf *)(p.amplitude + given))[i] * sd_select(fired[i], sd_splat(1.0f), none);
             }
+            sd_write_mask(SIDE, fired, bits + s * p.tiles * (TILE / 16));
         }
         UNROLL for (int i = 0; i < SIDE; i++) {
-            if (is.mode != NEURON_THRESHOLD) ((vf *)(p.u + lane))[PARTS * i] = is.steps == 1 ? u[i] : sd_settle(u[i]);
-            above |= stays[i];
+            if (is.mode != NEURON_THRESHOLD) state[i] = is.steps == 1 ? u[i] : sd_settle(u[i]);
+            if (is.mode == NEURON_VALUE) loud |= sd_mask(stays[i]);
         }
     }
-    UNROLL for (int s = 0; s < is.steps; s++) store_bits(p.fired + 2 * (s * p.tiles + tile), part, spikes[s]);
-    store_bits(loud, part, above);
-    return (loud[0] | loud[1]) != 0;
+    return loud;
 }
 
-SD_INLINE int neurons(const variant is, place p, int64_t tile) {
-    int above = 0;
-    for (int part = 0; part < PARTS; part++) above |= neurons_part(is, p, tile, part);
-    return above;
-}
-
-/* A group of steps: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. Bit s of `integer`: step s has
-   integer sums. */
+/* A group of steps: tiles that an event reached, that hold a membrane above its threshold, or whose silence is not proven. */
 SD_INLINE void step_tiles(const sd_event_op *op, const variant is, int integer, int64_t b, place p) {
     uint8_t *touched = p.touched + p.begin / TILE, *loud = op->silent ? op->loud + b * p.tiles : NULL;
     int32_t *pending = op->silent ? op->pending + b * p.tiles : NULL;
     for (int64_t tile = 0; tile < p.tiles; tile++) {
-        const int64_t at = tile * TILE;
         if (loud) {
             if (!(touched[tile] | loud[tile] | !op->silent[tile]) && pending[tile] < INT32_MAX - STEPS) {
                 pending[tile] += is.steps;
                 for (int s = 0; s < is.steps; s++) memset(p.fired + 2 * (s * p.tiles + tile), 0, 16);
                 continue;
             }
-            if (pending[tile] && op->silent[tile] == SILENT_ONCE) catch_up(p, at, pending[tile], 1);
-            else if (pending[tile]) catch_up(p, at, pending[tile], 0);
+            if (pending[tile] && op->silent[tile] == SILENT_ONCE) catch_up(p, tile, pending[tile], 1);
+            else if (pending[tile]) catch_up(p, tile, pending[tile], 0);
             pending[tile] = 0;
         }
-        for (int s = 0; integer >> s; s++) if (integer >> s & 1) scale_tile(p, s, at);
-        const int above = neurons(is, p, tile);
-        if (loud) loud[tile] = (uint8_t)above;
+        for (int s = 0; integer && s < is.steps; s++) scale_tile(p, s, tile);
+        const uint32_t above = neurons(is, p, tile);
+        if (loud) loud[tile] = above != 0;
     }
-    if (loud) memset(touched, 0, (size_t)p.tiles);
+    if (!loud) return;
+    const uint64_t *last = p.fired + 2 * (is.steps - 1) * p.tiles;
+    for (int64_t tile = 0; tile < p.tiles && is.mode != NEURON_VALUE; tile++) loud[tile] = (last[2 * tile] | last[2 * tile + 1]) != 0;
+    memset(touched, 0, (size_t)p.tiles);
 }
 
-/* The spikes of a group of steps, from the order of tiles to the wire's. Three short loops without a branch in them, over words, over those that are not
-   zero, over spikes: wrong guesses of how many there are cost more than the work. */
-SD_INLINE void write_bits(const sd_event_op *op, place p, int64_t steps, int64_t row, int64_t batch) {
-    const uint32_t *wire = (const uint32_t *)op->taps + op->n[15] * ROW + op->n[0] * COLUMN;
-    const int64_t words = 2 * p.tiles, apart = batch * op->out->words;
-    uint64_t *bits = op->out->bits + row * op->out->words;
-    for (int64_t s = 0; s < steps; s++) {
-        const uint64_t *fired = p.fired + s * words;
-        int64_t some = 0, spikes = 0;
-        for (int64_t w = 0; w < words; w++) p.some[some] = (uint32_t)w, some += fired[w] != 0;
-        for (int64_t k = 0; k < some; k++) {
-            const uint32_t at = 64 * p.some[k];
-            uint64_t word = fired[p.some[k]];
-            const int64_t end = spikes + __builtin_popcountll(word);
-            for (; spikes < end; spikes += 4)
-                UNROLL for (int i = 0; i < 4; i++, word &= word - 1) p.list[spikes + i] = wire[at + (uint32_t)__builtin_ctzll(word | (uint64_t)1 << 63)];
+/* One step's spikes, from the order of lanes to the wire's. First which words are not zero, then which places their spikes have, two at a time, then the bits:
+   wrong guesses of how many there are cost more than the work, and so do bits that are set before all earlier places are known. */
+SD_INLINE void write_bits(const sd_event_op *op, const uint64_t *fired, uint64_t *bits) {
+    const uint64_t *neuron = neuron_bits(op);
+    const uint32_t *wire = wire_places(op);
+    const int64_t words = op->n[1] / 64;
+    memset(bits, 0, (size_t)op->out->words * 8);
+    for (int64_t first = 0; first < words; first += ONCE) {
+        uint64_t word[ONCE + 8];
+        uint32_t at[ONCE + 8], place[64 * ONCE];
+        const int64_t found = collect_words(fired + first, neuron + first, words - first < ONCE ? words - first : ONCE, word, at);
+        int64_t spikes = 0;
+        for (int64_t k = 0; k < found; k++) {
+            const uint32_t *lanes = wire + 64 * ((uint32_t)first + at[k]);
+            const int64_t end = spikes + __builtin_popcountll(word[k]);
+            for (uint64_t now = word[k]; now; spikes += 2)
+                UNROLL for (int i = 0; i < 2; i++, now &= now - 1) place[spikes + i] = alone(lanes[lowest(now)]);
             spikes = end;
         }
-        memset(bits + s * apart, 0, (size_t)op->out->words * 8);
-        for (int64_t k = 0; k < spikes; k++) bits[s * apart + p.list[k] / 64] |= (uint64_t)1 << (p.list[k] % 64);
+        for (int64_t k = 0; k < spikes; k++) bits[place[k] / 64] |= (uint64_t)1 << place[k] % 64;
     }
 }
 
 /* The currents as numbers, for whoever reads them. */
 SD_INLINE void show_currents(const sd_event_op *op, int integer, int64_t row, place p) {
-    for (int64_t at = 0; integer && at < op->n[1]; at += TILE) scale_tile(p, 0, at);
+    for (int64_t tile = 0; integer && tile < p.tiles; tile++) scale_tile(p, 0, tile);
     turn(op, p.sum + p.begin, op->current ? op->current : op->out, row);
     if (op->mode == NEURON_NONE) memcpy(p.sum + p.begin, p.bias, (size_t)op->n[1] * sizeof(float));
 }
 
 /* One step where somebody reads numbers. */
-SD_INLINE void step_shown(const sd_event_op *op, int64_t row, int64_t batch, int64_t b, place p) {
+SD_INLINE void step_shown(const sd_event_op *op, const int ones, int64_t row, int64_t b, place p) {
     const variant is = {op->mode, op->flags & FLAG_STRICT, 1, op->mode > NEURON_LEAK && op->out->dense};
-    int integer = currents(op, row, &p, 0);
+    int integer = currents(op, ones, row, 0, 1, &p);
     if (op->current || is.mode == NEURON_NONE) show_currents(op, integer, row, p), integer = 0;
     if (is.mode == NEURON_NONE) return;
     step_tiles(op, is, integer, b, p);
-    if (op->out->bits) write_bits(op, p, 1, row, batch);
+    if (op->out->bits) write_bits(op, p.fired, op->out->bits + row * op->out->words);
     if (op->mem) turn(op, p.u, op->mem, row);
     if (is.numbers) turn(op, p.spikes, op->out, row);
 }
 
 /* Whether the inputs of a group of steps are all one. */
-SD_INLINE int all_ones(const sd_wire *in, int64_t row, int64_t batch) {
-    int ones = 1;
-    for (int64_t s = 0; s < STEPS; s++) ones &= in->value ? in->ones[row + s * batch] : in->amplitude == 1.0f;
+SD_INLINE int all_ones(const sd_wire *in, int64_t row, int64_t batch, int64_t steps) {
+    int ones = in->value != NULL || in->amplitude == 1.0f;
+    for (int64_t s = 0; in->value && s < steps; s++) ones &= in->ones[row + s * batch];
     return ones;
 }
 
 /* Steps of which only the spikes' bits are read, of the three common neurons, each with everything decided at compile time. */
-SD_INLINE void step_closed(const sd_event_op *op, const int steps, int64_t row, int64_t batch, int64_t b, place p) {
-    int integer = 0;
-    for (int s = 0; s < steps; s++) integer |= currents(op, row + s * batch, &p, s) << s;
+SD_INLINE void step_closed(const sd_event_op *op, const int ones, const int steps, int64_t row, int64_t batch, int64_t b, place p) {
+    const int integer = currents(op, ones, row, batch, steps, &p);
     switch (op->mode) {
         case NEURON_PLAIN: step_tiles(op, (variant){NEURON_PLAIN, 1, steps, 0}, integer, b, p); break;
         case NEURON_SUBTRACT: step_tiles(op, (variant){NEURON_SUBTRACT, 1, steps, 0}, integer, b, p); break;
         default: step_tiles(op, (variant){NEURON_ZERO, 1, steps, 0}, integer, b, p);
     }
-    write_bits(op, p, steps, row, batch);
+    for (int s = 0; s < steps; s++) write_bits(op, p.fired + 2 * s * p.tiles, op->out->bits + (row + s * batch) * op->out->words);
 }
 
 void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t first, int64_t last) {
@@ -253,9 +241,11 @@ void sd_event_conv(const sd_event_op *op, int64_t steps, int64_t batch, int64_t 
     for (int64_t b = first; b < last; b++)
         for (int64_t t = 0, now; t < steps; t += now) {
             const int64_t row = t * batch + b;
-            now = closed && op->n[18] && steps - t >= STEPS && all_ones(op->source[0], row, batch) ? STEPS : 1;
-            if (now == STEPS) step_closed(op, STEPS, row, batch, b, place_of(op, b));
-            else if (closed) step_closed(op, 1, row, batch, b, place_of(op, b));
-            else step_shown(op, row, batch, b, place_of(op, b));
+            const int group = closed && op->n[16] && steps - t >= STEPS && all_ones(op->source[0], row, batch, STEPS);
+            const int ones = group || all_ones(op->source[0], row, 0, 1);
+            now = group ? STEPS : 1;
+            if (group) step_closed(op, 1, STEPS, row, batch, b, place_of(op, b));
+            else if (closed) step_closed(op, ones, 1, row, batch, b, place_of(op, b));
+            else step_shown(op, ones, row, b, place_of(op, b));
         }
 }

@@ -51,7 +51,7 @@ SD_INLINE uint32_t leak(const int nv, vf *u, const vf *d, const vf *b) {
         moved |= (vi)next ^ (vi)u[v];
         u[v] = next;
     }
-    return sd_mask(moved != 0);
+    return sd_mask(sd_some(moved));
 }
 
 /* The leak of `steps` steps without events, with the very operations of stepping; ends early where nothing moves any more. */
@@ -76,9 +76,9 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
         if (!op->current) UNROLL for (int v = 0; v < nv; v++) *(vf *)(out->dense + row * out->stride + column + LANES * v) = x[v];
         return 0;
     }
-    vi fired[WIDEST], above[WIDEST];
+    vm fired[WIDEST], above[WIDEST];
     UNROLL for (int v = 0; v < nv; v++) {
-        above[v] = (vi){};
+        above[v] = (vm){0};
         fired[v] = sd_neuron(mode, p->strict, x[v], &u[v], p->decay[v], p->theta[v], p->reset[v], &above[v]);
     }
     if (open && op->mem) UNROLL for (int v = 0; v < nv; v++) *(vf *)(op->mem->dense + row * op->mem->stride + column + LANES * v) = u[v];
@@ -88,7 +88,7 @@ SD_INLINE uint32_t neurons(const sd_event_op *op, const int nv, const int mode, 
     if (mode == NEURON_LEAK || (open && !out->bits)) return 0;
     uint32_t loud = sd_write_mask(nv, fired, bits);
     if (mode == NEURON_VALUE) {
-        vi any = above[0];
+        vm any = above[0];
         UNROLL for (int v = 1; v < nv; v++) any |= above[v];
         loud |= sd_mask(any);
     }

@@ -7,7 +7,7 @@ SD_INLINE void compare(const sd_event_op *op, const float *s, int64_t row, int64
     uint64_t *bits = spikes->bits ? spikes->bits + row * spikes->words : NULL;
     float *dense = spikes->dense ? spikes->dense + row * spikes->stride : NULL;
     for (int64_t i = 0; i < size; i += 16) { /* state and parameters are padded, so that whole vectors may be read */
-        vi fired[PARTS];
+        vm fired[PARTS];
         UNROLL for (int p = 0; p < PARTS; p++) {
             fired[p] = sd_fires(strict, ((const vf *)(s + i))[p], ((const vf *)(op->theta + i))[p]);
             if (dense) ((vf *)(dense + i))[p] = ((const vf *)(op->amplitude + i))[p] * sd_select(fired[p], sd_splat(1.0f), sd_splat(0.0f));
