@@ -137,13 +137,16 @@ def test_silence_is_skipped_and_caught_up_exactly(compiled: bool) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("theta", [-1e-37, -1e-39, 0.0, 1e-39, 1e-37])
+@pytest.mark.parametrize("theta", [-1e-37, -1e-39, 0.0, 1e-39, 1e-37, 1e-36])
 @pytest.mark.parametrize("decay", [0.5, 0.0, 0.999])
-def test_states_that_leave_the_normal_range(theta: float, decay: float) -> None:
-    """Membranes that leak below 2^-126 and are driven again from there, whether or not somebody watches them, whole and in pieces."""
+@pytest.mark.parametrize("bias", [0.0, 3e-38])
+def test_states_that_leave_the_normal_range(theta: float, decay: float, bias: float) -> None:
+    """Membranes that leak below 2^-126, or begin there, and are driven again, whether or not somebody watches them, whole and in
+    pieces; where silence is proven, too."""
     rng = np.random.default_rng(0)
+    weight = np.where(rng.random((150, 8)) < 0.5, rng.normal(size=(150, 8)) * 1e-37, -1.05 * bias)
     steps = (
-        S.Affine("fc", ("input",), weight=rng.normal(size=(150, 8)) * 1e-37, bias=None),
+        S.Affine("fc", ("input",), weight=weight, bias=np.full(150, bias)),
         S.Integrator("mem", ("fc",), decay=np.full(150, decay)),
         S.Threshold("spk", ("mem",), threshold=np.array(theta)),
     )
