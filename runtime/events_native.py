@@ -13,6 +13,7 @@ import numpy as np
 
 from spikedeploy import native
 from spikedeploy.program import INPUT, Program
+from spikedeploy.runtime.events_conv import STEPS
 from spikedeploy.runtime.events_loop import function_of
 from spikedeploy.runtime.events_op import Context
 from spikedeploy.runtime.events_ops import PACK
@@ -23,7 +24,7 @@ from spikedeploy.runtime.events_state import Plain, Slot
 from spikedeploy.runtime.events_tape import Tape
 from spikedeploy.runtime.reference import State, zeros
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES, NEAR_CHUNK_BYTES = 1 << 20, 1 << 18
 LIST_BYTES = 1 << 22
 MOST_STEPS, MOST_TAPES = 1024, 8
 NEAR_BYTES = 3 << 19
@@ -106,7 +107,8 @@ class Machine:
 
     def chunk(self, kept: Collection[str]) -> int:
         """Steps per block: what the operations write, numbers and bits, in about 1 MB; the longest list of events, half full, in 4 MB. A
-        long block reads weights from far memory once for many steps."""
+        long block reads weights from far memory once for many steps; where the cache keeps the weights anyway, it is to keep what a block
+        writes as well: 256 KB. Whole groups of the steps that a convolution takes at once."""
         key = frozenset(kept)
         if key not in self.chunks:
             self.chunks[key] = self._chunk(kept)
@@ -117,7 +119,11 @@ class Machine:
         bits = {root: 32 if self.holds_numbers(root, need) else 1 for root, need in wanted.items() if root != INPUT}
         step = sum(self.batch * up(prod(self.program.wires[root])) * each // 8 for root, each in bits.items())
         listed = max((2 * self.batch * prod(self.program.wires[root]) for root, need in wanted.items() if need.events), default=1)
-        return max(1, min(MOST_STEPS, CHUNK_BYTES // max(step, 1), LIST_BYTES // listed))
+        arrays = [packed.arrays[name] for packed in self.packed.values() for name in ("weight", "integer") if name in packed.arrays]
+        weights = sum(array.nbytes for array in arrays)
+        written = NEAR_CHUNK_BYTES if weights <= NEAR_BYTES else CHUNK_BYTES
+        found = max(1, min(MOST_STEPS, written // max(step, 1), LIST_BYTES // listed))
+        return found // STEPS * STEPS or found
 
     def holds_numbers(self, root: str, need: Need) -> bool:
         """Whether the wire is written as numbers: somebody reads them, or bits cannot say them."""
