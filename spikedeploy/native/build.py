@@ -15,6 +15,8 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 HEADERS = sorted(path.name for path in HERE.glob("*.h"))
 SOURCES = sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("_core"))
+READ = sorted([*HEADERS, *(path.name for path in HERE.glob("*.inc")), Path(__file__).name])
+"""What the sources include and how they are compiled: a core older than any of it is built again."""
 
 
 def core(name: str, *options: str) -> FFI:
@@ -25,6 +27,7 @@ def core(name: str, *options: str) -> FFI:
         f"spikedeploy.native.{name}",
         "#include <stdint.h>\n#include <stddef.h>\n" + "\n".join(f'#include "{header}"' for header in HEADERS),
         sources=[f"spikedeploy/native/{source}" for source in SOURCES],
+        depends=[f"spikedeploy/native/{name}" for name in READ],
         include_dirs=["spikedeploy/native"],
         extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", *options],
         extra_link_args=["-fopenmp"],
