@@ -33,7 +33,7 @@ from events_sides import Side, bound_loop, lean, scan, snntorch_loop, streamed, 
 from spikedeploy import steps as S
 from spikedeploy.exporters.onnx_cell import export
 from spikedeploy.program import Output, Program
-from spikedeploy.runtime import EventEngine
+from spikedeploy.runtime import EventEngine, Events
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 TARGETS = dict(zip(SPARSITIES, (2.5, 6, 9, 13, 26), strict=True))
@@ -209,29 +209,36 @@ def camera(thresholds: list[float]) -> Program:
 
 
 def measure_camera(rounds: int) -> Iterator[Row]:
-    """Events like an event camera's: 1 % of the pixels at every step, address events in, convolutions."""
-    from spikedeploy.runtime import Events
+    """Events like an event camera's: 1 % of the pixels at every step, address events in, convolutions.
 
+    The engine runs them in calls of 5,000 steps, which take about as long as a turn of the other sides, and "in 1000s", where a call begins
+    with caches that the other sides filled and ends soon after.
+    """
     program = camera([0.45, 0.35])
     for rate in (0.01, 0.003):
-        x = (np.random.default_rng(1).random((1000, 1, 2, 34, 34)) < rate).astype(np.float32)
-        time_, index = np.nonzero(x.reshape(len(x), -1))
-        events = Events(index, time_, len(x))
-        engine = EventEngine(program)
+        x = (np.random.default_rng(1).random((5000, 1, 2, 34, 34)) < rate).astype(np.float32)
+        few = x[:1000]
         sides: Sides = {
-            "engine events": (lambda engine=engine, events=events: engine.run(events), len(x)), "engine dense": (whole(program, x), len(x)),
-            "engine streamed": (streamed(program, x), len(x)),
+            "engine events": (on_events(program, x), len(x)), "engine events in 1000s": (on_events(program, few), len(few)),
+            "engine dense": (whole(program, few), len(few)), "engine streamed": (streamed(program, few), len(few)),
             "ort cell": (bound_loop(export(program, static_batch=1), x[:200]), 200),
             "ort scan": (scan(export(program, sequence=True), x[:200]), 200),
         }  # fmt: skip
-        found = medians(sides, rounds)
-        run = EventEngine(program).run(x)
+        found = medians(sides, 3 * rounds)
+        run = EventEngine(program).run(few)
         rates = {f"rate {name}": round(run.rate(name), 4) for name in run.spikes}
         best = min(found["ort cell"], found["ort scan"])
         yield {
             "what": "2x34x34 conv conv 10", "input rate": rate, **rates, **{k: round(v, 2) for k, v in found.items()},
-            "times ort": round(best / found["engine events"], 1), "target": 30 if rate == 0.01 else "",
+            "times ort": round(best / found["engine events"], 1),
+            "times ort in 1000s": round(best / found["engine events in 1000s"], 1), "target": 30 if rate == 0.01 else "",
         }  # fmt: skip
+
+
+def on_events(program: Program, x: np.ndarray[Any, Any]) -> Callable[[], object]:
+    """One call with the address events of `x (T, 1, ...)`."""
+    time_, index = np.nonzero(x.reshape(len(x), -1))
+    return partial(EventEngine(program).run, Events(index, time_, len(x)))
 
 
 def measure_wide(rounds: int) -> Iterator[Row]:
