@@ -28,12 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnxruntime as ort
 import torch
-from events_sides import Side, bound_loop, lean, scan, snntorch_loop, streamed, whole
+from events_sides import Side, bound_loop, lean, on_events, scan, snntorch_loop, streamed, whole
 
 from spikedeploy import steps as S
 from spikedeploy.exporters.onnx_cell import export
 from spikedeploy.program import Output, Program
-from spikedeploy.runtime import EventEngine, Events
+from spikedeploy.runtime import EventEngine
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 TARGETS = dict(zip(SPARSITIES, (2.5, 6, 9, 13, 26), strict=True))
@@ -233,12 +233,6 @@ def measure_camera(rounds: int) -> Iterator[Row]:
             "times ort": round(best / found["engine events"], 1),
             "times ort in 1000s": round(best / found["engine events in 1000s"], 1), "target": 30 if rate == 0.01 else "",
         }  # fmt: skip
-
-
-def on_events(program: Program, x: np.ndarray[Any, Any]) -> Callable[[], object]:
-    """One call with the address events of `x (T, 1, ...)`."""
-    time_, index = np.nonzero(x.reshape(len(x), -1))
-    return partial(EventEngine(program).run, Events(index, time_, len(x)))
 
 
 def measure_wide(rounds: int) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spikedeploy import steps as S
 from spikedeploy.program import Program
-from spikedeploy.runtime import EventEngine
+from spikedeploy.runtime import EventEngine, Events
 
 Side = Callable[[], object]
 
@@ -159,3 +160,9 @@ def streamed(program: Program, x: np.ndarray, **options: Any) -> Side:
             step()
 
     return run
+
+
+def on_events(program: Program, x: np.ndarray[Any, Any]) -> Callable[[], object]:
+    """One call with the address events of `x (T, 1, ...)`."""
+    time_, index = np.nonzero(x.reshape(len(x), -1))
+    return partial(EventEngine(program).run, Events(index, time_, len(x)))

@@ -357,19 +357,6 @@ def test_bad_input(x: np.ndarray, text: str) -> None:
         EventEngine(stack()).run(x)
 
 
-def test_bad_options() -> None:
-    with pytest.raises(BadInput, match="batch: 0"):
-        EventEngine(stack(), batch=0)
-    with pytest.raises(BadInput, match=r"batch: 1\.5"):
-        EventEngine(stack(), batch=1.5)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="weights 'int4'"):
-        EventEngine(stack(), weights="int4")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="states of"):
-        EventEngine(stack()).state = {}
-    with pytest.raises(BadInput, match="nowhere"):
-        EventEngine(stack()).run(np.zeros((1, 1, 70)), record=["nowhere"])
-
-
 def test_embedding_reads_tokens() -> None:
     program = Program(
         (), (S.Embedding("e", ("input",), table=np.arange(12.0).reshape(4, 3)), S.Activation("a", ("e",), function="tanh")), (Output("a",

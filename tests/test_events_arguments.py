@@ -155,3 +155,16 @@ def test_beyond_float32_is_infinite_without_a_word() -> None:
         assert value.tobytes() == runs[1].wires[name].tobytes(), name
     assert np.isinf(runs[0].wires["fc"]).any() and np.isnan(runs[0].wires["lif.mem"]).any()
     assert runs[0].spikes == runs[1].spikes
+
+
+def test_bad_options() -> None:
+    with pytest.raises(BadInput, match="batch: 0"):
+        EventEngine(program(), batch=0)
+    with pytest.raises(BadInput, match=r"batch: 1\.5"):
+        EventEngine(program(), batch=1.5)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="weights 'int4'"):
+        EventEngine(program(), weights="int4")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="states of"):
+        EventEngine(program()).state = {}
+    with pytest.raises(BadInput, match="nowhere"):
+        EventEngine(program()).run(np.zeros((1, 1, 3)), record=["nowhere"])
