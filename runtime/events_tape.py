@@ -40,6 +40,17 @@ class Wire:
     memory: list[Any] = field(default_factory=list)
 
 
+class Bound(partial[Any]):
+    """A C function with its arguments, and the owner of what its pointers point to, which must live as long as the call can be made."""
+
+    owner: object
+
+    def __new__(cls, owner: object, function: Callable[..., Any], *arguments: Any) -> Bound:
+        self = super().__new__(cls, function, *arguments)
+        self.owner = owner
+        return self
+
+
 class Tape:
     """Wires for up to `steps` steps and the operations on them: compiled segments, and NumPy steps between them."""
 
@@ -194,18 +205,14 @@ class Tape:
 
     def finite(self, x: Real) -> Callable[[], int]:
         """A check of `x`, as a call without arguments."""
-        check = partial(self.machine.lib.sd_event_finite, self.machine.pointer("float", x), x.size)
-        check.array = x  # type: ignore[attr-defined]  # what the pointer points to lives as long as the call
-        return check
+        return Bound(x, self.machine.lib.sd_event_finite, self.machine.pointer("float", x), x.size)
 
     def single(self) -> Callable[[], object]:
         """One step as a call without arguments."""
         if len(self.segments) != 1 or not self.tables:
             return lambda: self.run(1)
         run, table, count = self.machine.lib.sd_event_run, self.tables[0], len(self.tables[0])
-        step = partial(run, table, count, 1, self.machine.batch, self.machine.threads)
-        step.tape = self  # type: ignore[attr-defined]  # what the pointers point to lives as long as the call
-        return step
+        return Bound(self, run, table, count, 1, self.machine.batch, self.machine.threads)
 
     def sequence(self, steps: int, kept: Sequence[tuple[str, int, Real]]) -> bool:
         """All steps in one call: block after block of `self.steps`, every kept wire `(wire, reduce, into)` written as it comes. False where

@@ -80,7 +80,7 @@ def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
     loan = block.numpy()  # lives as long as the storage below, that is, as any tensor or view in this memory
     weakref.finalize(loan, _store.give_back, block).atexit = False
     storage = torch.from_numpy(loan).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]  # the stub asks for strides; left out, they are contiguous
+    return torch.empty(0, dtype=dtype).set_(storage).resize_(shape)
 
 
 def borrow(size: int) -> Tensor:

@@ -123,4 +123,4 @@ def hard_reset(x: Tensor, tau: float, *, kernel: bool | None = None) -> tuple[Te
         raise ValueError(
             f"hard_reset: {x.dtype} on {x.device}; the kernel takes float32 and float64 on the CPU. {native.why_not()}".rstrip()
         )
-    return HardReset.apply(x, tau, use)  # type: ignore[no-untyped-call]
+    return HardReset.apply(x, tau, use)

@@ -279,7 +279,7 @@ class MemoryLayer(nn.Module):
         if size >= x.shape[1]:
             y, last = self._piece(x, start)
         else:
-            parts = zip(x.split(size, 1), start.split(size), strict=True)  # type: ignore[no-untyped-call]
+            parts = zip(x.split(size, 1), start.split(size), strict=True)
             pieces = [self._piece(part, first) for part, first in parts]
             y, last = torch.cat([y for y, _ in pieces], 1), torch.cat([last for _, last in pieces])
         return (y, last) if return_state else y

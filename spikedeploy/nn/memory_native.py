@@ -90,7 +90,7 @@ def run(
     arguments = {"threshold": state.new_zeros(1) if threshold is None else threshold, "start": state, **given}
     arrays = [x.contiguous() for x in arguments.values()]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in arrays)
-    found: tuple[Tensor, Tensor] = _Memory.apply(settings, keep, tuple(arguments), *arrays)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Memory.apply(settings, keep, tuple(arguments), *arrays)
     return found
 
 

@@ -40,7 +40,7 @@ def once_differentiable(what: str, do: str) -> Callable[[Callable[..., Grads]], 
                 found = backward(ctx, *grads)
             if not torch.is_grad_enabled():
                 return found
-            refused: Grads = _Refuse.apply(torch.zeros((), requires_grad=True), what, do, *found)  # type: ignore[no-untyped-call]
+            refused: Grads = _Refuse.apply(torch.zeros((), requires_grad=True), what, do, *found)
             return refused
 
         return once

@@ -102,7 +102,7 @@ class SpikingLIF(nn.Module):
             return hard_reset(x, self.tau)[0]
         with torch.no_grad():
             remembered = self.sdn(x)
-        return TriangleSpike.apply(remembered + x - 1)  # type: ignore[no-untyped-call]
+        return TriangleSpike.apply(remembered + x - 1)
 
     def exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the deployed neuron does, whatever `reset` is: spikes, and the membrane u' in the units of x."""

@@ -62,4 +62,4 @@ class DiagonalScan(torch.autograd.Function):
 def diagonal_scan(x: Tensor, a: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """y `(T, B, H)` of x `(T, B, H)`; a, c complex `(H, M)` with the factor 2 in c, d `(H,)`; arithmetic in the dtype of x."""
     rows = torch.cat([a.real.T, a.imag.T, c.real.T, c.imag.T, d[None]]).to(x.dtype)
-    return DiagonalScan.apply(x, rows)  # type: ignore[no-untyped-call]
+    return DiagonalScan.apply(x, rows)

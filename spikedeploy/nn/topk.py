@@ -53,5 +53,5 @@ def topk(x: Tensor, k: int | None) -> Tensor:
     """
     if k is None or k >= x.shape[-1]:
         return x
-    result: Tensor = _TopK.apply(x, k)  # type: ignore[no-untyped-call]
+    result: Tensor = _TopK.apply(x, k)
     return result

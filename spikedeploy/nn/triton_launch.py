@@ -10,5 +10,5 @@ from torch import Tensor
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **options: Any) -> None:
     """`kernel[grid](first, *arguments, **options)`."""
-    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(first):
         kernel[grid](first, *arguments, **options, enable_fp_fusion=False)

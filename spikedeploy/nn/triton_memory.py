@@ -20,8 +20,8 @@ CELLS = 1024
 """Cells of S that one program holds in registers, in float64."""
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _forward(v, k, alpha, start, states, end, steps, batch, d, n, ROWS: tl.constexpr, COLS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _forward(v, k, alpha, start, states, end, steps, batch, d, n, ROWS: tl.constexpr, COLS: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     i, j = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     at, cells = i[:, None] * n + j[None, :], (i < d)[:, None] & (j < n)[None, :]
@@ -35,8 +35,8 @@ def _forward(v, k, alpha, start, states, end, steps, batch, d, n, ROWS: tl.const
     tl.store(end + b * d * n + at, s, cells)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _backward(  # type: ignore[no-untyped-def]
+@triton.jit
+def _backward(
     v, k, alpha, start, states, dstates, dend, dv, dk, dalpha, dstart, steps, batch, d, n, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     b = tl.program_id(0).to(tl.int64)
@@ -90,5 +90,5 @@ class _Memory(torch.autograd.Function):
 def states(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
     """All states `(T, B, d, n)` of a segment and the last one in float64; a route as those of `memory_scan`."""
     v, k, z = inputs
-    result: tuple[Tensor, Tensor] = _Memory.apply(*(x.contiguous() for x in (v, k, torch.sigmoid(z), state)))  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _Memory.apply(*(x.contiguous() for x in (v, k, torch.sigmoid(z), state)))
     return result
