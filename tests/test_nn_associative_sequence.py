@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -50,11 +53,11 @@ def test_only_what_asks_for_a_gradient_gets_one(method: str) -> None:
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("use_q", [False, True])
 def test_bits_do_not_depend_on_the_number_of_threads(batch: int, delta: bool, use_q: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch element is run by one thread or by several, which share its rows and its steps."""
+    """Threads take one segment of 128 steps after the other, of all batch elements."""
     monkeypatch.setattr(memory_native, "PARALLEL_FROM", 0)
     torch.manual_seed(4)
     d, n, before, runs = 21, 18, torch.get_num_threads(), []
-    packed, q = torch.randn(130, batch, d + 2 * n + delta), (torch.randn(130, batch, d * n),) if use_q else ()
+    packed, q = torch.randn(530, batch, d + 2 * n + delta), (torch.randn(530, batch, d * n),) if use_q else ()
     start, limit = torch.randn(batch, d, n, dtype=torch.float64), torch.rand(d * n)
     given = [x.requires_grad_() for x in (packed, start, limit, *q)]
     try:
@@ -76,7 +79,7 @@ def test_bits_of_a_layer_do_not_depend_on_the_number_of_threads(batch: int, laye
     monkeypatch.setattr(memory_native, "PARALLEL_FROM", 0)
     torch.manual_seed(4)
     layer, before, runs = layer_type(5, 21, 18, threshold=0.3, learn_threshold=True), torch.get_num_threads(), []
-    x, start = torch.randn(150, batch, 5), torch.randn(batch, 21, 18, dtype=torch.float64)
+    x, start = torch.randn(1070, batch, 5), torch.randn(batch, 21, 18, dtype=torch.float64)
     try:
         for threads in (1, 2, 3, 4, 9):
             torch.set_num_threads(threads)
@@ -85,6 +88,29 @@ def test_bits_of_a_layer_do_not_depend_on_the_number_of_threads(batch: int, laye
         torch.set_num_threads(before)
     for other in runs[1:]:
         assert all(torch.equal(other[name], value) for name, value in runs[0].items())
+
+
+FEWER_THREADS = """
+import torch
+from spikedeploy.nn import AssociativeLeaky, memory_native
+memory_native.PARALLEL_FROM = 0
+torch.manual_seed(4)
+layer, x, runs = AssociativeLeaky(5, 21, 18), torch.randn(1070, 2, 5, requires_grad=True), []
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    y = layer(x)
+    runs.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+print(all(torch.equal(a, b) for a, b in zip(*runs)))
+"""
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native core")
+@pytest.mark.parametrize("setting", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_THREAD_LIMIT": "3"}, {"OMP_DYNAMIC": "true"}])
+def test_bits_do_not_depend_on_how_many_threads_openmp_gives(setting: dict[str, str]) -> None:
+    """It may give fewer than are asked for."""
+    command = [sys.executable, "-c", FEWER_THREADS]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **setting}, timeout=120)
+    assert found.stdout == "True\n", found.stderr
 
 
 @pytest.mark.skipif(not native.available(), reason="needs the native core")

@@ -13,9 +13,9 @@
  * dalpha_t = sum_i G_t * S_{t-1} needs no division and no logarithm.
  *
  * State, decay and the adjoint G are float64: over many steps near alpha = 1 float32 would lose 1e-5. Inputs and outputs are float32
- * or float64 (REAL). A batch element is run by a team of threads: by blocks of rows while the state moves, by columns for the query, by steps
- * elsewhere. Sums over rows or columns are formed per group of them, in groups that depend on d and n alone, and sums over time and batch in one
- * order, so results do not depend on the threads.
+ * or float64 (REAL). A thread takes a segment of a batch element at a time, in one order of all of them. It waits for two things only, the state
+ * that the segment before leaves, block of rows by block of rows, and in the backward its turn to add to the sums over time and batch; so results
+ * do not depend on the threads.
  *
  * Arrays: x (T, B, inputs), weight (rows, inputs) and bias (rows) of each map, in the order v, k, alpha, beta, Q; instead of the first four
  * `in` (T, B, d + 2n [+ 1]), instead of the last q (T, B, n, d); a gradient is dx for x, and so on; thresholds: 1 or d * n; start and end
@@ -24,6 +24,9 @@
  */
 #include <math.h>
 #include <omp.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#endif
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +38,8 @@
 #include "stream.inc"
 #include "vectors.inc"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, GROUPS = 4, SPIKES_HELD = 64, HELD = 64, KEEP_EACH = 16 };
+enum { ROWS = 4, LANES = 8, COLS = 16, SPIKES_HELD = 64, HELD = 64, KEEP_EACH = 16, TOGETHER = 8 }; /* columns whose gradients are summed in the width of the arrays */
+enum { AT_ONCE = 4, SHARES = 4, APART = 8 }; /* threads of use to one batch element; shares of the sums; numbers from one count to the next */
 enum { WIDTH = SD_VECTOR / 8, PIECES = LANES / WIDTH }; /* numbers in a vec; vecs that hold LANES of them */
 enum { TALL = SD_VECTOR == 64 ? 8 : 4 }; /* rows of a product's tile, which fits the registers with two vectors of each */
 enum { TO_V, TO_K, TO_ALPHA, TO_BETA, TO_Q, MAPS }; /* the maps of x */
@@ -129,9 +133,6 @@ HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
    enough for threads to meet between them. */
 HOT int64_t segment_of(int64_t d, int64_t n) { return d * n > 8192 ? 32 : d * n > 512 ? 64 : 128; }
 
-/* Says that a result of so many bytes will be written whole. */
-void sd_memory_announce(void *start, int64_t bytes) { announce(start, (size_t)bytes); }
-
 /* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for WIDTH numbers at a time. */
 HOT vec sigmoid(vec z) {
     const vec zero = {0}, magic = zero + 6755399441055744.0, least_x = zero - 700, most_x = zero + 700;
@@ -159,30 +160,32 @@ typedef struct {
     const char *from;
 } addition;
 
-/* Threads that share work, those of a batch element or all, and which of them this is. */
+/* One of several that share some work. */
 typedef struct {
     int64_t member, count;
-} team;
+} sharer;
 
-/* The part of 0..n, in whole units, that is this thread's. */
-HOT int64_t share(const team *my, int64_t n, int64_t unit, int64_t *end) {
+/* The part of 0..n, in whole units, that is one's own. */
+HOT int64_t share(sharer my, int64_t n, int64_t unit, int64_t *end) {
     int64_t units = (n + unit - 1) / unit;
-    *end = least(n, units * (my->member + 1) / my->count * unit);
-    return units * my->member / my->count * unit;
+    *end = least(n, units * (my.member + 1) / my.count * unit);
+    return units * my.member / my.count * unit;
 }
 
-/* A team's next phase begins; all threads wait, since OpenMP knows no other barrier. */
-static void meet(const team *my) {
-    if (my->count > 1) {
-#pragma omp barrier
+/* Waits until `count` things are done. There may be fewer processors than threads: after a while others get theirs. */
+static void await(const int64_t *done, int64_t count) {
+    enum { PATIENCE = 4096 };
+    for (int64_t looks = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < count; looks++) {
+#if defined(__SSE2__)
+        __builtin_ia32_pause();
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+        if (looks > PATIENCE) sched_yield();
+#endif
     }
 }
 
-/* Zeroes this thread's part of a work area. */
-static void clear(char *area, const char *end, const team *my) {
-    int64_t last, first = share(my, end - area, 64, &last);
-    memset(area + first, 0, (size_t)(last - first));
-}
+static void publish(int64_t *done, int64_t count) { __atomic_store_n(done, count, __ATOMIC_RELEASE); }
 
 /* Rows of an array: number list[c], or c where there is no list. */
 typedef struct {

@@ -15,7 +15,6 @@ typedef struct {
     intptr_t area;
 } sd_memory;
 
-void sd_memory_announce(void *start, int64_t bytes);
 int64_t sd_memory_kept_f32(const sd_memory *m);
 int64_t sd_memory_kept_f64(const sd_memory *m);
 int64_t sd_memory_area_f32(const sd_memory *m, int backward);

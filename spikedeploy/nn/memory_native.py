@@ -6,9 +6,9 @@ query `Q_t = W_q x_t + b_q`, the largest tensor of the layer: the kernel takes x
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -115,14 +115,12 @@ def _shapes(names: tuple[str, ...], steps: int, batch: int, d: int, n: int, inpu
     return tuple(known[name] for name in names)
 
 
-def _bytes(what: str, dtype: torch.dtype, job: Any, *more: int) -> int:
-    """How large an array is that only the kernel knows."""
-    return int(getattr(native.core()[1], f"sd_memory_{what}_{SUFFIX[dtype]}")(job, *more))
+def _core(what: str, dtype: torch.dtype) -> Callable[..., Any]:
+    return cast(Callable[..., Any], getattr(native.core()[1], f"sd_memory_{what}_{SUFFIX[dtype]}"))
 
 
-def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays) -> None:
-    """The kernel; a gradient that is not wanted has no array."""
-    ffi, lib = native.core()
+def _job(settings: Settings, arrays: Arrays) -> Any:
+    """What the kernel takes; a gradient that is not wanted has no array."""
     fields, maps = dict(settings), {field: [0] * len(MAPS) for field in PER_MAP}
     for name, array in arrays.items():
         if array is not None:
@@ -131,10 +129,13 @@ def _call(direction: str, dtype: torch.dtype, settings: Settings, arrays: Arrays
                 maps[field][place] = array.data_ptr()
             else:
                 fields[name] = array.data_ptr()
-    job = ffi.new("sd_memory *", fields | maps)
-    area = borrow(_bytes("area", dtype, job, direction == "backward"))
+    return native.core()[0].new("sd_memory *", fields | maps)
+
+
+def _run(direction: str, dtype: torch.dtype, job: Any) -> None:
+    area = borrow(_core("area", dtype)(job, direction == "backward"))
     job.area = area.data_ptr()
-    getattr(lib, f"sd_memory_{direction}_{SUFFIX[dtype]}")(job)
+    _core(direction, dtype)(job)
     give_back(area)
 
 
@@ -148,13 +149,13 @@ class _Memory(torch.autograd.Function):
         sizes = {"steps": steps, "batch": batch, "d": d, "n": n, "inputs": inputs, "threads": threads, "thresholds": limit.numel()}
         settings = settings | sizes
         y = empty((steps, batch, *((d, n) if output == STATE else (d * (d if output == READ else n),))), given.dtype)
-        end, (ffi, lib) = torch.empty_like(state), native.core()
-        lib.sd_memory_announce(ffi.cast("void *", y.data_ptr()), y.numel() * y.element_size())
-        arrays = dict(zip(names, tensors, strict=True)) | {"threshold": limit.double()}
-        kept = empty((_bytes("kept", y.dtype, ffi.new("sd_memory *", settings)),), torch.uint8) if keep else None
-        _call("forward", y.dtype, settings, arrays | {"y": y, "end": end, "kept": kept})
+        end, limits = torch.empty_like(state), limit.double()
+        job = _job(settings, {**dict(zip(names, tensors, strict=True)), "threshold": limits, "y": y, "end": end})
+        kept = empty((_core("kept", y.dtype)(job),), torch.uint8) if keep else None
+        job.kept = 0 if kept is None else kept.data_ptr()
+        _run("forward", y.dtype, job)
         ctx.save_for_backward(kept, *tensors)
-        ctx.settings, ctx.names = settings, names
+        ctx.settings, ctx.names, ctx.limits = settings, names, limits
         ctx.set_materialize_grads(False)
         return y, end
 
@@ -169,8 +170,8 @@ class _Memory(torch.autograd.Function):
             dy = given.new_zeros(*given.shape[:2], d * (d if output == READ else n))
         found = _room(ctx.names, tensors, ctx.needs_input_grad[3:])
         limits = found["dthreshold"] = torch.empty_like(state) if ctx.needs_input_grad[3] else None
-        arrays = dict(zip(ctx.names, tensors, strict=True)) | found | {"threshold": limit.double()}
-        _call("backward", given.dtype, settings, arrays | {"kept": kept, "dy": dy, "dend": dend})
+        arrays = {**dict(zip(ctx.names, tensors, strict=True)), **found, "threshold": ctx.limits, "kept": kept, "dy": dy, "dend": dend}
+        _run("backward", given.dtype, _job(settings, arrays))
         if limits is not None:
             found["dthreshold"] = (limits.sum(0) if limit.numel() > 1 else limits.sum()).reshape(limit.shape).to(limit.dtype)
         return (None, None, None, *(found.get(f"d{name}") for name in ctx.names))

@@ -36,10 +36,10 @@ def once_differentiable(what: str, do: str) -> Callable[[Callable[..., Grads]], 
     def decorate(backward: Callable[..., Grads]) -> Callable[..., Grads]:
         @wraps(backward)
         def once(ctx: Any, *grads: Tensor | None) -> Grads:
+            if not torch.is_grad_enabled():
+                return backward(ctx, *grads)
             with torch.no_grad():
                 found = backward(ctx, *grads)
-            if not torch.is_grad_enabled():
-                return found
             refused: Grads = _Refuse.apply(torch.zeros((), requires_grad=True), what, do, *found)
             return refused
 
