@@ -110,6 +110,25 @@ def test_a_denormal_membrane_meets_a_threshold_that_fires_at_equality(reset, thr
     assert torch.equal(got[1], expected[1])
 
 
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("threshold", [0.0, -0.0, 2.0**-126, 2.0**-140, -(2.0**-140)])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("delay", [True, False])
+def test_gradients_see_the_resets_of_denormal_membranes(reset, threshold, strict, delay):
+    """They decide at such a threshold, backward as forward, also where gradients are summed with the processor flushing them."""
+    torch.manual_seed(1)
+    x = (torch.rand(200, 3, 37) < 0.2) * torch.randn(200, 3, 37) * torch.tensor([1.0, 1e-38, 1e-42]).view(1, 3, 1)
+    grads, found = [torch.randn_like(x) for _ in range(2)], []
+    for method in ("auto", "iterative"):
+        leaf, limit = x.clone().requires_grad_(), torch.full((37,), threshold).requires_grad_()
+        graded = torch.full((37,), 1.5).requires_grad_()
+        settings = {"reset": reset, "reset_delay": delay, "strict": strict, "method": method, "graded": graded}
+        results = leaky_scan(leaf, 0.7, limit, **settings)
+        found.append(torch.autograd.grad(results[:2], [leaf, limit, graded], grads))
+    for got, expected in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
 @settings(max_examples=25, deadline=None)
 @given(shapes, st.sampled_from(["subtract", "zero"]), st.booleans(), st.integers(0, 2**31))
 def test_leaky_is_bit_for_bit_the_reference_runtime(shape, reset, delay, seed):

@@ -111,7 +111,8 @@ INLINE float exp_minus_float(float x) { /* exp(-x), x >= 0, to 2 units in the la
     return p * scale;
 }
 
-/* The largest normal number below a threshold. */
+/* The largest number below a threshold, where denormals are kept and, a normal one, where they are flushed. */
+static float exactly_below_float(float x) { return nextafterf(x, -INFINITY); }
 static float below_float(float x) { return x > -FLT_MIN && x <= FLT_MIN ? (x > 0 ? 0 : -FLT_MIN) : nextafterf(x, -INFINITY); }
 static double below_double(double x) { return x > -DBL_MIN && x <= DBL_MIN ? (x > 0 ? 0 : -DBL_MIN) : nextafter(x, -INFINITY); }
 
@@ -123,15 +124,17 @@ INLINE double exp_minus_double(double x) { return exp(-x); }
 #define STATE float
 #define EXP_MINUS exp_minus_float
 #define FABS fabsf
-#define BELOW below_float
+#define BELOW exactly_below_float
 #define EXACT_DENORMALS
 #include "gen1_kernel.inc"
 #undef NAME
 #undef STATE
+#undef BELOW
 #undef EXACT_DENORMALS
 
 #define NAME(base) base##_float_double
 #define STATE double
+#define BELOW below_float
 #include "gen1_kernel.inc"
 #undef NAME
 #undef IO
@@ -147,6 +150,16 @@ INLINE double exp_minus_double(double x) { return exp(-x); }
 #define FABS fabs
 #define BELOW below_double
 #include "gen1_kernel.inc"
+
+/* Whether some threshold is so small that denormal membranes decide. */
+static int near_zero(const sd_leaky *job) {
+    for (int64_t i = 0; i < job->threshold_period; i++) {
+        double value;
+        load(&value, job->threshold, job->threshold_wide, job->threshold_period, i, 1, INFINITY);
+        if (fabs(value) <= 2 * (double)FLT_MIN) return 1;
+    }
+    return 0;
+}
 
 typedef void forward_block(const sd_leaky *job, int64_t first, int64_t n);
 typedef void backward_block(const sd_leaky *job, const sd_partials *sums, int64_t first, int64_t n);
@@ -168,6 +181,7 @@ int sd_leaky_forward(const sd_leaky *job) {
 
 int sd_leaky_backward(const sd_leaky *job) {
     backward_block *run = job->wide_io ? backward_double_double : job->wide_state ? backward_float_double : backward_float_float;
+    const int keep = run == backward_float_float && near_zero(job);
     announce((void *)job->grad_x, array_bytes(job));
     int64_t width = block_lanes(job, BLOCK), blocks = (job->lanes + width - 1) / width;
     int wanted = !!job->grad_decay + !!job->grad_threshold + !!job->grad_graded;
@@ -179,7 +193,7 @@ int sd_leaky_backward(const sd_leaky *job) {
     if (job->grad_graded) sums.graded = next;
 #pragma omp parallel for schedule(static) num_threads(threads(job, blocks)) if (threads(job, blocks) > 1)
     for (int64_t b = 0; b < blocks; b++) {
-        unsigned before = flush_denormals();
+        unsigned before = keep ? keep_denormals() : flush_denormals();
         run(job, &sums, b * width, b + 1 < blocks ? width : job->lanes - b * width);
         stream_end();
         restore_denormals(before);
