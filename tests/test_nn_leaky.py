@@ -86,6 +86,28 @@ def test_results_too_long_for_the_caches_are_those_of_their_parts(channels, rese
             assert torch.equal(got[:, b : b + 1], expected)
 
 
+@pytest.mark.parametrize("method", ["auto", "iterative", "prefix", "speculative"])
+@pytest.mark.parametrize("reset", RESETS)
+def test_a_decay_outside_of_0_to_1_is_cut_and_has_no_gradient(method, reset):
+    """As in the library, which clamps beta at every call; the parameter itself stays."""
+    if method == "prefix" and reset != "none":
+        return
+    torch.manual_seed(2)
+    beta = torch.tensor([-0.3, -0.0, 0.0, 0.4, 1.0, 1.0001, 7.0, -float("inf"), float("inf")])
+    x, grads = torch.randn(40, 3, len(beta)), [torch.randn(40, 3, len(beta)) for _ in range(2)]
+    theirs = snn.Leaky(beta, reset_mechanism=reset, learn_beta=True, threshold=0.7)
+    ours = Leaky(beta, 0.7, reset_mechanism=reset, learn_beta=True, method=method)
+    found = [
+        (results, *torch.autograd.grad(results, layer.beta, grads)) for layer, results in ((theirs, library(theirs, x)), (ours, ours(x)))
+    ]
+    (expected, slope), (got, own) = found
+    assert torch.equal(got[0], expected[0])
+    assert relative(got[1], expected[1]) < (1e-5 if method == "prefix" else 1e-30)
+    assert torch.equal(own == 0, torch.tensor([1, 0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool))
+    assert relative(own, slope) < 1e-5
+    assert torch.equal(ours.beta, beta)
+
+
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("delay", [True, False])

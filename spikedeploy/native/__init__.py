@@ -13,7 +13,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 LEVELS = (4, 3)
 """Of x86-64: there is a core for each, and one for every processor."""

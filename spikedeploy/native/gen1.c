@@ -49,6 +49,7 @@ static void load(double *to, uintptr_t from, int wide, int64_t period, int64_t f
 
 static void load_decay(double *to, const sd_leaky *job, int64_t first, int64_t n) {
     load(to, job->decay, job->decay_wide, job->decay_period, first, n, 0);
+    for (int64_t i = 0; i < n && job->clamped; i++) to[i] = to[i] < 0 ? 0 : to[i] > 1 ? 1 : to[i];
     if (!job->is_tau) return;
     for (int64_t i = 0; i < n; i++) to[i] = i >= job->decay_period ? to[i - job->decay_period] : exp(-1 / to[i]);
 }

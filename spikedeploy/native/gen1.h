@@ -9,6 +9,7 @@ typedef struct {
     int32_t delayed;    /* the reset acts one step later */
     int32_t strict;     /* fires at u > threshold, else u >= threshold */
     int32_t is_tau;     /* decay = exp(-1/tau), and `decay` holds tau */
+    int32_t clamped;    /* decay is brought into [0, 1] first, and has no gradient outside */
     int32_t power;      /* amplitude = graded^power */
     int32_t surrogate;
     int32_t threads;

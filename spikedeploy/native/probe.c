@@ -3,7 +3,7 @@
 #include "probe.h"
 
 /* Bumped whenever a signature changes, so that an old library is refused instead of crashing. */
-int sd_version(void) { return 3; }
+int sd_version(void) { return 4; }
 
 int sd_max_threads(void) { return omp_get_max_threads(); }
 

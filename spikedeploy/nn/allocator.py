@@ -10,9 +10,12 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
+from collections.abc import Callable
 from math import prod
 from threading import Lock
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,27 +30,34 @@ LEAST = 1 << 20
 """Bytes; smaller tensors come from the heap, which keeps its memory anyway."""
 
 
+Array = np.ndarray[Any, Any]
+
+KINDS = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
+"""What is kept for; one type to NumPy and to torch."""
+
+
 class Store:
     """Blocks of memory that no tensor uses, at most `limit` bytes of them; the longest unused go first."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._kept: list[Tensor] = []
-        self._returned: deque[Tensor] = deque()
+        self.limit, self._held = limit, 0
+        self._kept: list[tuple[int, Tensor]] = []
+        self._returned: deque[tuple[int, Tensor]] = deque()
         self._lock = Lock()
 
-    def take(self, size: int) -> Tensor | None:
-        """The block of `size` bytes that was used last."""
+    def take(self, size: int) -> Tensor:
+        """A block of `size` bytes: the one that was used last, or a new one."""
         with self._lock:
             self._settle()
             for place in reversed(range(len(self._kept))):
-                if self._kept[place].numel() == size:
-                    return self._kept.pop(place)
-        return None
+                if self._kept[place][0] == size:
+                    self._held -= size
+                    return self._kept.pop(place)[1]
+        return torch.empty(size, dtype=torch.uint8)
 
-    def give_back(self, block: Tensor) -> None:
+    def give_back(self, size: int, block: Tensor) -> None:
         """Runs when a tensor dies, which can be in the middle of `take`: it must not wait for the lock."""
-        self._returned.append(block)
+        self._returned.append((size, block))
         if self._lock.acquire(blocking=False):
             try:
                 self._settle()
@@ -57,8 +67,9 @@ class Store:
     def _settle(self) -> None:
         while self._returned:
             self._kept.append(self._returned.popleft())
-        while sum(block.numel() for block in self._kept) > self.limit:
-            self._kept.pop(0)
+            self._held += self._kept[-1][0]
+        while self._held > self.limit:
+            self._held -= self._kept.pop(0)[0]
 
     def keep(self, limit: int) -> None:
         with self._lock:
@@ -69,29 +80,44 @@ class Store:
 _store = Store(1 << 30)
 
 
+class Loan(weakref.ref[Array]):
+    """Says when an array ends that lies in a block; it lives as long as any tensor or view in this memory."""
+
+    __slots__ = ("block", "size")
+    block: Tensor
+    size: int
+
+
+_loans: dict[int, Loan] = {}
+
+
+def _ended(loan: Loan, loans: dict[int, Loan] = _loans, give_back: Callable[[int, Tensor], None] = _store.give_back) -> None:
+    """At the exit of the process too, when the names of this module may be gone."""
+    del loans[id(loan)]
+    give_back(loan.size, loan.block)
+
+
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
     """`torch.empty(shape, dtype=dtype)` on the CPU, in memory that an earlier result of the same size has left where there is some."""
     size = prod(shape) * dtype.itemsize
     if size < LEAST or not _store.limit:
         return torch.empty(shape, dtype=dtype)
     block = _store.take(size)
-    if block is None:
-        block = torch.empty(size, dtype=torch.uint8)
-    loan = block.numpy()  # lives as long as the storage below, that is, as any tensor or view in this memory
-    weakref.finalize(loan, _store.give_back, block).atexit = False
-    storage = torch.from_numpy(loan).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage).resize_(shape)
+    array: Array = np.ndarray(shape, KINDS[dtype], block.numpy().data)
+    loan = Loan(array, _ended)
+    loan.block, loan.size = block, size
+    _loans[id(loan)] = loan
+    return torch.from_numpy(array)
 
 
 def borrow(size: int) -> Tensor:
     """`size` bytes to work in, as they are found; `give_back` keeps them for the next call."""
-    block = _store.take(size)
-    return torch.empty(size, dtype=torch.uint8) if block is None else block
+    return _store.take(size)
 
 
 def give_back(block: Tensor) -> None:
     """What `borrow` gave, once nothing looks at it any more."""
-    _store.give_back(block)
+    _store.give_back(block.numel(), block)
 
 
 def keep_memory(limit: int) -> None:

@@ -82,11 +82,12 @@ class Leaky(Spiking):
         return results if len(results) > 1 else spk
 
     def _neuron(self, final: bool) -> Neuron:
-        return Neuron(self._reset, self.reset_delay or self._reset == "none", True, False, False, 1, self.spike_grad, True, final)
+        delay = self.reset_delay or self._reset == "none"
+        return Neuron(self._reset, delay, clamped=True, surrogate=self.spike_grad, final=final)
 
     def _scan(self, x: Tensor, start: Tensor | None, final: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
         return scan(
-            x, self.beta.clamp(0, 1), self.threshold, self.graded_spikes_factor, start, self._neuron(final), self.method, self.batch_chunk,
+            x, self.beta, self.threshold, self.graded_spikes_factor, start, self._neuron(final), self.method, self.batch_chunk,
             quantise=self._quantise(),
         )  # fmt: skip
 

@@ -48,7 +48,7 @@ def why_not(x: Tensor) -> str:
     """Why the native core cannot take `x`; empty when it can."""
     if not native.available():
         return f"the native core is not available ({native.why_not()})"
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.float64):
         return f"the native core runs float32 and float64 on a CPU, not {x.dtype} on {x.device.type}"
     return ""
 

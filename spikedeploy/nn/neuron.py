@@ -21,6 +21,7 @@ class Neuron:
     """How a leaky neuron integrates and fires, apart from its parameters.
 
     is_tau      `decay` holds the time constant tau in steps, and the decay is exp(-1/tau)
+    clamped     `decay` is brought into [0, 1] first, and has no gradient outside
     wide_state  the state is float64 whatever the input is
     power       spikes have amplitude graded^power
     spikes      whether spikes are wanted, else the membrane only
@@ -31,6 +32,7 @@ class Neuron:
     reset_delay: bool = True
     strict: bool = True
     is_tau: bool = False
+    clamped: bool = False
     wide_state: bool = False
     power: int = 1
     surrogate: Surrogate | Spike = field(default_factory=Surrogate)

@@ -66,7 +66,10 @@ def leaky_scan(
     Returns `(spk, mem, final)`; spk is None when threshold is. Raises `BadInput` on shapes that do not fit or a route that does not apply.
     Source: snnTorch 1.0.0, `snntorch/_neurons/leaky.py`.
     """
-    neuron = Neuron(reset, reset_delay or reset == "none", strict, tau, wide_state, 1, recognise(surrogate), threshold is not None, True)
+    neuron = Neuron(
+        reset, reset_delay or reset == "none", strict, is_tau=tau, wide_state=wide_state, surrogate=recognise(surrogate),
+        spikes=threshold is not None, final=True,
+    )  # fmt: skip
     spk, mem, final = scan(x, decay, threshold, graded, initial, neuron, method, batch_chunk, out)
     assert final is not None
     return spk, mem, final
@@ -166,7 +169,7 @@ def fit(name: str, p: Parameter, x: Tensor) -> Tensor:
     if p.dtype not in (torch.float32, torch.float64):
         p = p.float()
     if p.numel() == 1:
-        return p.reshape(())
+        return p if p.dim() == 0 else p.reshape(())
     if p.shape == x.shape[-1:]:
         return p.contiguous()
     try:

@@ -23,6 +23,8 @@ def fire(mem: Tensor, threshold: Tensor, neuron: Neuron) -> Tensor:
 
 def decay_of(decay: Tensor, neuron: Neuron, state: torch.dtype) -> Tensor:
     """The factor per step in the state's precision, from `decay` or from tau."""
+    if neuron.clamped:
+        decay = decay.clamp(0, 1)
     return torch.exp(-1 / decay.double()).to(state) if neuron.is_tau else decay.to(state)
 
 

@@ -25,7 +25,7 @@ def _built() -> bool:
 
 def admits(x: Tensor) -> bool:
     """Whether the native core can take `x`."""
-    return _built() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return _built() and x.is_cpu and x.dtype in (torch.float32, torch.float64)
 
 
 def rows(x: Tensor | None) -> tuple[Tensor | None, int]:
@@ -89,9 +89,9 @@ class NativeLeaky(torch.autograd.Function):
             "sd_leaky *",
             (
                 x.shape[0], mem[0].numel(), wide, wide or neuron.wide_state, RESETS.index(neuron.reset), neuron.reset_delay, neuron.strict,
-                neuron.is_tau, neuron.power, surrogate.code, torch.get_num_threads(), decay_wide, threshold_wide, graded_wide,
-                decay_period, threshold_period, graded_period, decay_at, threshold_at, graded_at, surrogate.k,
-                stride, seq.data_ptr(), _address(initial), mem.data_ptr(), _address(spk), _address(final),
+                neuron.is_tau, neuron.clamped, neuron.power, surrogate.code, torch.get_num_threads(),
+                decay_wide, threshold_wide, graded_wide, decay_period, threshold_period, graded_period, decay_at, threshold_at, graded_at,
+                surrogate.k, stride, seq.data_ptr(), _address(initial), mem.data_ptr(), _address(spk), _address(final),
             ),
         )  # fmt: skip
         lib.sd_leaky_forward(job)

@@ -84,7 +84,7 @@ class StateLeaky(Spiking):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _neuron(self, final: bool, spikes: bool) -> Neuron:
-        return Neuron("none", True, True, True, True, 2, self.spike_grad, spikes, final)
+        return Neuron("none", is_tau=True, wide_state=True, power=2, surrogate=self.spike_grad, spikes=spikes, final=final)
 
     def forward(self, input_: Tensor, state: Tensor | None = None, return_state: bool = False) -> Output:
         spikes = self.output and not self.state_quant
