@@ -149,6 +149,25 @@ def test_every_level_gives_the_same_bits():
     assert "_core" in found
 
 
+STALE = """
+import sys, types
+from spikedeploy import native
+best = native.name()
+native._load.cache_clear()
+sys.modules[f"spikedeploy.native.{best}"] = types.SimpleNamespace(lib=types.SimpleNamespace(sd_version=lambda: 1))
+print(best, native.name(), native.passed_over())"""
+
+
+@built
+def test_a_core_of_an_older_version_is_passed_over_with_words():
+    best, used, *words = run(STALE).split(maxsplit=2)
+    if best == "_core":
+        return  # none below it
+    assert used < best
+    assert words == [f"{best} has version 1, version {native.VERSION} is needed; reinstall spikedeploy\n"]
+    assert run("from spikedeploy import native; print(native.passed_over())") == "\n"
+
+
 def test_importing_the_package_imports_no_torch():
     assert run("import sys, spikedeploy, spikedeploy.nn, spikedeploy.native; print('torch' in sys.modules)").strip() == "False"
 

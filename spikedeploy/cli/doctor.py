@@ -31,7 +31,12 @@ def findings() -> dict[str, Any]:
         "versions": dict(versions()),
         "optional": {name: version(name) for name in OPTIONAL},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": len(os.sched_getaffinity(0))},
-        "native core": {"available": native.available(), "name": native.name(), "why not": native.why_not()},
+        "native core": {
+            "available": native.available(),
+            "name": native.name(),
+            "why not": native.why_not(),
+            "passed over": native.passed_over(),
+        },
         "onnxruntime": _onnxruntime(),
         "cuda": _cuda(),
     }

@@ -42,12 +42,16 @@ def _checked(name: str) -> Any:
 
 def _fitting(every: Any, switch: str) -> Any:
     """The core for this processor, or for the lower level that the switch names; what could not be built is passed over."""
-    highest = min(every.lib.sd_level(), int(switch[1:]) if switch in ("v0", "v3") else LEVELS[0])
-    for level in LEVELS:
-        if level <= highest:
-            with suppress(ImportError):
-                return _checked(f"_core_v{level}")
+    for better in _candidates(every, switch):
+        with suppress(ImportError):
+            return _checked(better)
     return every
+
+
+def _candidates(every: Any, switch: str) -> list[str]:
+    """The cores for levels that this processor has and the switch admits, best first."""
+    highest = min(every.lib.sd_level(), int(switch[1:]) if switch in ("v0", "v3") else LEVELS[0])
+    return [f"_core_v{level}" for level in LEVELS if level <= highest]
 
 
 def _part_before_fork(library: str) -> None:
@@ -77,6 +81,21 @@ def core() -> tuple[Any, Any]:
     if isinstance(loaded, str):
         raise RuntimeError(f"the native core is not available: {loaded}")
     return loaded.ffi, loaded.lib
+
+
+def passed_over() -> str:
+    """Why no faster core than `name()` is used, though this processor could; empty where there is none."""
+    if not available():
+        return ""
+    reasons = []
+    for better in _candidates(_checked("_core"), os.environ.get("SPIKEDEPLOY_NATIVE", "1")):
+        if better == name():
+            break
+        try:
+            _checked(better)
+        except ImportError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
 
 
 def name() -> str:
