@@ -38,7 +38,8 @@
 #include "stream.inc"
 #include "vectors.inc"
 
-enum { ROWS = 4, LANES = 8, COLS = 16, SPIKES_HELD = 64, HELD = 64, KEEP_EACH = 16, TOGETHER = 8 }; /* columns whose gradients are summed in the width of the arrays */
+enum { ROWS = 4, LANES = 8, COLS = 16, SPIKES_HELD = 64, HELD = 64 };
+enum { KEEP_EACH = 16, TOGETHER = 8 }; /* segments of dW_q, and columns of dx, that are summed in REAL before they join a sum in float64 */
 enum { AT_ONCE = 4, SHARES = 4, APART = 8 }; /* threads of use to one batch element; shares of the sums; numbers from one count to the next */
 enum { WIDTH = SD_VECTOR / 8, PIECES = LANES / WIDTH }; /* numbers in a vec; vecs that hold LANES of them */
 enum { TALL = SD_VECTOR == 64 ? 8 : 4 }; /* rows of a product's tile, which fits the registers with two vectors of each */
@@ -129,8 +130,8 @@ HOT void totals(const vec *x, double *to) {
 HOT int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 HOT int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Steps from one checkpoint to the next, at most 255: a segment's gradients of all cells should stay in the L2 cache, and its phases should be long
-   enough for threads to meet between them. */
+/* Steps from one checkpoint to the next, at most 255: a segment's gradients of all cells should stay in the L2 cache, and there should be segments
+   for all threads. */
 HOT int64_t segment_of(int64_t d, int64_t n) { return d * n > 8192 ? 32 : d * n > 512 ? 64 : 128; }
 
 /* 1 / (1 + exp(-z)), NaN for NaN: sd_sigmoid64 of events_math.inc for WIDTH numbers at a time. */
