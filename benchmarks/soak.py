@@ -86,7 +86,7 @@ def judged(program: Program, steps: int, batch: int) -> list[dict[str, Any]]:
         )
         spikes = EventEngine(alone, batch).run(given).outputs[layer]
         step = program.step(layer)
-        assert isinstance(step, S.Threshold | S.LIF)
+        assert isinstance(step, S.Firing)
         decision = bounds.decisions[layer]
         inside = np.abs(decision.value - step.threshold) <= decision.error
         different = (spikes != 0) != (bounds.spikes[layer] != 0)

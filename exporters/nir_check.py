@@ -32,7 +32,7 @@ def sample(program: Program, limit: float = 0.0) -> Array:
 
 def compare(program: Program, artifact: Program, parts: Parts, x: Array) -> Mapping[str, int]:
     """Spikes that differ outside the margin, by wire. Raises `NotEquivalent` when a layer is missing or an output's values differ."""
-    spiking = [step for step in program.spiking if isinstance(step, S.Threshold | S.LIF)]
+    spiking = [step for step in program.spiking if isinstance(step, S.Firing)]
     for step in spiking:
         if step.name not in artifact.wires:
             raise NotEquivalent(message(f"NIR graph: layer '{step.name}'", "it is missing", "every layer must be in the graph"))
@@ -49,13 +49,13 @@ def _vector(spikes: Real) -> Real:
     return spikes.reshape(*spikes.shape[:2], -1)
 
 
-def fired(step: S.Threshold | S.LIF, spikes: Real) -> Real:
+def fired(step: S.Firing, spikes: Real) -> Real:
     """0 or 1, whatever the amplitude."""
     amplitude = np.broadcast_to(step.amplitude, spikes.shape)
     return (spikes != 0).astype(np.float64) if np.all(amplitude != 0) else np.where(amplitude != 0, spikes != 0, False).astype(np.float64)
 
 
-def _differing(step: S.Threshold | S.LIF, want: Run, got: Run) -> int:
+def _differing(step: S.Firing, want: Run, got: Run) -> int:
     wrong = fired(step, want.wires[step.name]) != (got.wires[step.name].reshape(want.wires[step.name].shape) != 0)
     if isinstance(step, S.Threshold):
         u = want.wires[step.inputs[0]]
@@ -66,7 +66,7 @@ def _differing(step: S.Threshold | S.LIF, want: Run, got: Run) -> int:
 def _outputs(program: Program, artifact: Program, want: Run, got: Run) -> None:
     names = {output.name for output in artifact.outputs}
     for output in program.outputs:
-        if output.name not in names or isinstance(program.writer(output.wire), S.Threshold | S.LIF):
+        if output.name not in names or isinstance(program.writer(output.wire), S.Firing):
             continue  # spikes are judged by decision; what was left out stands in the notes
         a, b = want.outputs[output.name], got.outputs[output.name]
         if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(a).max()))):

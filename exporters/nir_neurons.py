@@ -157,7 +157,7 @@ def put_threshold(build: Builder, step: S.Threshold) -> None:
         _spikes(build, step, cuba(build, step.name, source, shape, syn=decay, mem=np.array(0.0), theta=folded), shape)
 
 
-def _spikes(build: Builder, step: S.Threshold | S.LIF, node: str, shape: Shape) -> None:
+def _spikes(build: Builder, step: S.Firing, node: str, shape: Shape) -> None:
     amplitude = None if np.all(step.amplitude == 1) else np.asarray(step.amplitude, np.float64)
     build.wires[step.name] = Wire((node,), shape, amplitude)
 

@@ -42,7 +42,7 @@ class Sum:
 class Layer:
     """One layer of neurons: its spike wire, its depth, what flows in, and per-neuron decay and threshold."""
 
-    step: S.Threshold | S.LIF
+    step: S.Firing
     depth: int
     current: Sum
     decay: Array
@@ -82,7 +82,7 @@ def _read(program: Program) -> tuple[dict[str, Layer], dict[str, Sum]]:
         where = program.where(index)
         if isinstance(step, S.Integrator):
             membranes[step.name] = step
-        elif isinstance(step, S.Threshold | S.LIF):
+        elif isinstance(step, S.Firing):
             layers[step.name] = _layer(program, where, step, membranes, wires, layers)
             wires[step.name] = _spikes(step, layers[step.name].size, program)
         elif isinstance(step, _LINEAR) and not any(wire in membranes for wire in step.inputs):
@@ -99,7 +99,7 @@ _OTHER = "Use --profile spec or snntorch, whose readers add."
 def _layer(
     program: Program,
     where: str,
-    step: S.Threshold | S.LIF,
+    step: S.Firing,
     membranes: Mapping[str, S.Integrator],
     wires: Mapping[str, Sum],
     layers: Mapping[str, Layer],
@@ -118,7 +118,7 @@ def _flat(value: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(np.asarray(value, np.float64), shape).reshape(-1)
 
 
-def _spikes(step: S.Threshold | S.LIF, size: int, program: Program) -> Sum:
+def _spikes(step: S.Firing, size: int, program: Program) -> Sum:
     return Sum({step.name: np.diag(_flat(step.amplitude, program.wires[step.name]))}, np.zeros(size))
 
 

@@ -213,7 +213,7 @@ def _rows(program: Program) -> int | None:
 
 
 def _spiking(graph: Graph, step: S.Step, *, exposed: bool) -> dict[str, Any]:
-    assert isinstance(step, S.Threshold | S.LIF)  # what `Program.spiking` gives
+    assert isinstance(step, S.Firing)  # what `Program.spiking` gives
     theta = step.threshold.astype(np.float32)
     return {
         "layer": step.name,

@@ -54,11 +54,11 @@ def integrator(g: Graph, step: S.Integrator, x: str) -> str:
     return u
 
 
-def _fires(g: Graph, step: S.Threshold | S.LIF, u: str, theta: str, part: str) -> str:
+def _fires(g: Graph, step: S.Firing, u: str, theta: str, part: str) -> str:
     return g.node("Greater" if step.strict else "GreaterOrEqual", [u, theta], part)
 
 
-def _spikes(g: Graph, step: S.Threshold | S.LIF, fires: str) -> str:
+def _spikes(g: Graph, step: S.Firing, fires: str) -> str:
     if np.all(step.amplitude == 1):
         return g.node("Cast", [fires], to=TensorProto.FLOAT, doc="1 where it fires")
     spike = g.node("Cast", [fires], "spike", to=TensorProto.FLOAT)

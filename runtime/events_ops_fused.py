@@ -50,7 +50,7 @@ def _mode(step: S.LIF) -> str:
     return step.reset if step.reset_delay else f"{step.reset} now"
 
 
-def _firing(step: S.Threshold | S.LIF, shape: tuple[int, ...], **layout: Any) -> dict[str, Array]:
+def _firing(step: S.Firing, shape: tuple[int, ...], **layout: Any) -> dict[str, Array]:
     """Lanes without a neuron never fire, whatever falls into them: nothing is above NaN."""
     return {"theta": padded(step.threshold, shape, np.nan, **layout), "amplitude": padded(step.amplitude, shape, 1.0, **layout)}
 

@@ -54,7 +54,7 @@ def uniform_amplitude(program: Program, wire: str) -> np.float32 | None:
     while isinstance(writer, S.Reshape):
         wire = writer.inputs[0]
         writer = program.writer(wire)
-    if not isinstance(writer, S.Threshold | S.LIF) or wire != writer.name:
+    if not isinstance(writer, S.Firing) or wire != writer.name:
         return None
     values = np.unique(writer.amplitude.astype(np.float32))
     return np.float32(values[0]) if len(values) == 1 and values[0] != 0 else None

@@ -131,7 +131,7 @@ def integrator(step: S.Integrator, x: Real, state: State) -> Real:
     return state["u"]
 
 
-def fires(step: S.Threshold | S.LIF, u: Real) -> Real:
+def fires(step: S.Firing, u: Real) -> Real:
     """H(u): 1 where the neuron fires, else 0, in the dtype of u."""
     return (u > step.threshold if step.strict else u >= step.threshold).astype(u.dtype)
 

@@ -124,9 +124,9 @@ class Program:
         return sha256(dump_program(self, with_notes=False)).hexdigest()
 
     @property
-    def spiking(self) -> Iterator[Step]:
+    def spiking(self) -> Iterator[S.Firing]:
         """The steps that decide spikes, in order."""
-        return (step for step in self.steps if isinstance(step, S.Threshold | S.LIF))
+        return (step for step in self.steps if isinstance(step, S.Firing))
 
     def step(self, name: str) -> Step:
         """The step of that name."""

@@ -226,6 +226,10 @@ class LIF(Step):
         return (self.name, f"{self.name}.mem")
 
 
+Firing = Threshold | LIF
+"""The steps that decide at a threshold."""
+
+
 # --- matrix-state memories -------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def dyadic() -> Program:
     return Program((5,), tuple(steps), (Output("spk", "lif2"), Output("mem", "lif2.mem", "mean")))
 
 
-def reset(kind: str = "zero", delay: bool = True) -> Program:
+def reset(kind: Literal["subtract", "zero", "value"] = "zero", delay: bool = True) -> Program:
     """Two layers of LIF neurons with reset."""
     rng = np.random.default_rng(6)
     steps: list[Step] = []
@@ -111,7 +112,7 @@ def reset(kind: str = "zero", delay: bool = True) -> Program:
     for name, out, wide in (("lif1", 7, 5), ("lif2", 3, 7)):
         steps.append(affine(rng, f"{name}.fc", source, out, wide))
         decay = rng.uniform(0.5, 0.95, out).astype(np.float32)
-        steps.append(S.LIF(name, (f"{name}.fc",), decay, np.array(1.0, np.float32), kind, reset_delay=delay))  # type: ignore[arg-type]
+        steps.append(S.LIF(name, (f"{name}.fc",), decay, np.array(1.0, np.float32), kind, reset_delay=delay))
         source = name
     return Program((5,), tuple(steps), (Output("spk", "lif2"),))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from spikedeploy import steps as S
 from spikedeploy.program import Output, Program
+
+Semantics = Literal["recurrence", "snntorch-1.0.0"]
 
 
 class Builder:
@@ -34,7 +37,9 @@ class Builder:
             S.Threshold(name, (f"{name}.mem",), theta),
         ]
 
-    def memory(self, name: str, source: str, m: int, d: int, n: int, *, semantics: str = "recurrence", query: bool = True) -> list[S.Step]:
+    def memory(
+        self, name: str, source: str, m: int, d: int, n: int, *, semantics: Semantics = "recurrence", query: bool = True
+    ) -> list[S.Step]:
         """Gen2: writes the wire `name`, `(d*d,)` with a query projection and `(d*n,)` without."""
         alpha = (
             S.Affine(f"{name}.a", (source,), np.zeros((n, m), np.float32), np.zeros(n, np.float32))
@@ -46,7 +51,7 @@ class Builder:
             self.affine(f"{name}.k", source, m, n),
             alpha,
             S.Activation(f"{name}.alpha", (f"{name}.a",), "sigmoid"),
-            S.MatrixMemory(f"{name}.S", (f"{name}.v", f"{name}.k", f"{name}.alpha"), semantics),  # type: ignore[arg-type]
+            S.MatrixMemory(f"{name}.S", (f"{name}.v", f"{name}.k", f"{name}.alpha"), semantics),
             S.Threshold(f"{name}.spk", (f"{name}.S",), np.array(1, np.float32)),
         ]
         if not query:
@@ -60,8 +65,8 @@ class Builder:
         ]
 
 
-def program(shape: tuple[int, ...], steps: list[S.Step], *outputs: Output, kind: str = "float") -> Program:
-    return Program(shape, tuple(steps), outputs or (Output("out", steps[-1].name),), input_kind=kind)  # type: ignore[arg-type]
+def program(shape: tuple[int, ...], steps: list[S.Step], *outputs: Output, kind: Literal["float", "index"] = "float") -> Program:
+    return Program(shape, tuple(steps), outputs or (Output("out", steps[-1].name),), input_kind=kind)
 
 
 def gen1(b: Builder) -> Program:

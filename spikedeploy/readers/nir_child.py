@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import cast
 
 
 def main() -> int:
@@ -15,11 +16,13 @@ def main() -> int:
     from spikedeploy.errors import SpikedeployError
     from spikedeploy.plain import dump_program
     from spikedeploy.readers.nir import from_bytes
+    from spikedeploy.readers.nir_nodes import Discretisation
 
     limit(int(seconds), int(memory))
     data = sys.stdin.buffer.read()
     try:
-        program = from_bytes(data, None if dt == "-" else float(dt), None if discretisation == "-" else discretisation)  # type: ignore[arg-type]
+        how = None if discretisation == "-" else cast(Discretisation, discretisation)  # `from_bytes` checks it
+        program = from_bytes(data, None if dt == "-" else float(dt), how)
         answer = GOOD + dump_program(program)
     except SpikedeployError as error:
         answer = REFUSED + str(error).encode()

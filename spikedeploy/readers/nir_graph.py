@@ -94,8 +94,8 @@ def _flat(graph: Graph, prefix: str = "") -> tuple[dict[str, Node], list[tuple[s
             inner, wires = _flat(node, f"{prefix}{name}.")
             nodes |= inner
             edges += wires
-            own = [k for k, n in node.nodes.items() if isinstance(n, Node)]
-            gates[name] = {kind: [f"{prefix}{name}.{k}" for k in own if node.nodes[k].kind == kind] for kind in _GATES}  # type: ignore[union-attr]
+            own = {k: n.kind for k, n in node.nodes.items() if isinstance(n, Node)}
+            gates[name] = {gate: [f"{prefix}{name}.{k}" for k, kind in own.items() if kind == gate] for gate in _GATES}
         else:
             nodes[f"{prefix}{name}"] = node
     if len(set(graph.edges)) != len(graph.edges):

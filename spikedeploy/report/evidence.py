@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from spikedeploy.program import Program
+from spikedeploy.steps import Firing
 
 STEPS, BATCH = 64, 4
 
@@ -40,7 +41,7 @@ def bands_of(program: Program, x: npt.ArrayLike) -> dict[str, Band]:
 
     found = {}
     for name, decision in bound(program, np.asarray(x, np.float32)).decisions.items():
-        theta = program.step(name).threshold  # type: ignore[attr-defined]
+        theta = cast(Firing, program.step(name)).threshold
         inside = np.abs(decision.value - theta) <= decision.error
         found[name] = Band(float(decision.error.max()), int(np.count_nonzero(inside)), int(decision.value.size))
     return found

@@ -48,9 +48,9 @@ def layer_checks(program: Program, bounds: Bounds, party: Party, on_reference: O
         )
 
 
-def undecided(step: S.Step, decision: Bounded, differs: Real) -> tuple[Real, Real]:
+def undecided(step: S.Firing, decision: Bounded, differs: Real) -> tuple[Real, Real]:
     """Where rounding may decide (`|u - threshold| <= E`, E above 0); and what follows a spike of a resetting neuron that differed there."""
-    near = (np.abs(decision.value - step.threshold) <= decision.error) & (decision.error > 0)  # type: ignore[attr-defined]
+    near = (np.abs(decision.value - step.threshold) <= decision.error) & (decision.error > 0)
     if isinstance(step, S.LIF):
         turned = np.cumsum(differs & near, axis=0) > 0
         return near, np.concatenate([np.zeros_like(turned[:1]), turned[:-1]])
@@ -105,7 +105,7 @@ def _expected(program: Program, bounds: Bounds, output: Output, seen: Observatio
     """What an output must be given the party's own decisions in the layer it shows: its spikes as they were judged there."""
     writer = program.writer(output.wire)
     plain = bounds.outputs[output.name]
-    if writer is None or writer.name not in seen.fired or not isinstance(writer, S.Threshold | S.LIF):
+    if writer is None or writer.name not in seen.fired or not isinstance(writer, S.Firing):
         return plain
     fired = seen.fired[writer.name]
     if output.wire == writer.name:

@@ -69,7 +69,7 @@ def onnx_findings(runner: Any, source: Program) -> Iterator[Finding]:
 
 def _tie(runner: Any, source: Program, step: S.Step) -> Iterator[Finding]:
     info = next((s for s in runner.info.spikes if s.layer == step.name), None)
-    if info is None or not isinstance(step, S.Threshold | S.LIF):
+    if info is None or not isinstance(step, S.Firing):
         return
     for side, name in SIDES.items():
         there = fires_near(source, step, side)
@@ -92,7 +92,7 @@ SIDES: Mapping[int, str] = {
 """Where a neuron is tried, and how that is called."""
 
 
-def _thresholds(step: S.Threshold | S.LIF) -> str:
+def _thresholds(step: S.Firing) -> str:
     low, high = float(step.threshold.min()), float(step.threshold.max())
     return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
 

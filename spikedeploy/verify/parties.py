@@ -53,8 +53,8 @@ class Place:
     Some targets cannot add where two wires meet; there, earlier spikes are carried on by relay neurons behind a layer's own.
     """
 
-    source: S.Threshold | S.LIF
-    own: S.Threshold | S.LIF
+    source: S.Firing
+    own: S.Firing
     start: int | None = None
     stop: int | None = None
 
@@ -90,10 +90,10 @@ class ProgramParty:
         own = self.program.writer(name)
         if own is None or self.program.wires[name] != self.source.wires[step.name]:
             return None
-        if isinstance(own, S.Threshold | S.LIF):
+        if isinstance(own, S.Firing):
             return Place(step, own)
         wide = self.program.writer(own.inputs[0]) if isinstance(own, S.Slice) else None
-        return Place(step, wide, own.start, own.stop) if isinstance(own, S.Slice) and isinstance(wide, S.Threshold | S.LIF) else None
+        return Place(step, wide, own.start, own.stop) if isinstance(own, S.Slice) and isinstance(wide, S.Firing) else None
 
     def missing(self) -> Mapping[str, str]:
         found = self.places()
@@ -140,7 +140,7 @@ class ProgramParty:
         return ready
 
 
-def remembers(program: Program, neuron: S.Threshold | S.LIF) -> bool:
+def remembers(program: Program, neuron: S.Firing) -> bool:
     """Whether anything is kept from step to step between this neuron's decision and the spikes before it. A relay that passes on what
     other nodes decided keeps nothing: some targets take one decay per node, and a layer's membrane is then spread over several."""
     if neuron.name in program.states:
@@ -148,7 +148,7 @@ def remembers(program: Program, neuron: S.Threshold | S.LIF) -> bool:
     ahead, seen = [neuron.inputs[0]], set[str]()
     while ahead:
         step = program.writer(wire := ahead.pop())
-        if step is None or wire in seen or isinstance(step, S.Threshold | S.LIF):
+        if step is None or wire in seen or isinstance(step, S.Firing):
             continue
         if step.name in program.states:
             return True

@@ -34,12 +34,12 @@ def tie_findings(party: ProgramParty) -> Iterator[Finding]:
             )
 
 
-def fires_on_tie(program: Program, step: S.Threshold | S.LIF) -> Real:
+def fires_on_tie(program: Program, step: S.Firing) -> Real:
     """Which neurons `(*shape)` of the layer fire when what is compared equals the threshold exactly."""
     return fires_near(program, step, 0)
 
 
-def fires_near(program: Program, step: S.Threshold | S.LIF, side: int) -> Real:
+def fires_near(program: Program, step: S.Firing, side: int) -> Real:
     """Which neurons `(*shape)` fire on the threshold (side 0), or on the float32 number next below (-1) or above (1) it."""
     value = near(step.threshold, program.wires[step.inputs[0]], side)
     result = reference.STEP[type(step)](reference.cast(step, np.float32), value[None], {"u": np.zeros((1, *value.shape), np.float32)})

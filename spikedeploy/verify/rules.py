@@ -146,8 +146,8 @@ def scale(moment: Moment, x: Bounded) -> Real:
 def add_all(moment: Moment, *xs: Bounded) -> Real:
     values = [x.value for x in xs]
     aligned = [Bounded(reference._align(x.value, values), reference._align(x.error, values)) for x in xs]
-    magnitude: Real = sum(np.abs(x.value) for x in aligned)  # type: ignore[assignment]
-    passed: Real = sum(x.error for x in aligned)  # type: ignore[assignment]
+    magnitude = reduce(np.add, (np.abs(x.value) for x in aligned))
+    passed = reduce(np.add, (x.error for x in aligned))
     lowest = reduce(np.minimum, (grid(x.value) for x in aligned))
     spread = moment.doubt.parameters * UNIT * magnitude
     return _sum(magnitude, passed, np.full_like(magnitude, len(xs) - 1.0), lowest, spread)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def _tapped_fire(module: nn.Module, tap: _Tap) -> Iterator[None]:
 
     The fused kernel has no such place. On the reference's spikes its torch form is judged; on its own the model runs as it is.
     """
-    original: Callable[[Tensor], Tensor] = module.fire  # type: ignore[assignment]
+    original = cast(Callable[[Tensor], Tensor], module.fire)
     method = getattr(module, "method", None)
     if method in FUSED and tap.forced is None:
         yield
