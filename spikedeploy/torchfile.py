@@ -130,7 +130,7 @@ def _bare(data: bytes) -> None:
         _Reader(data, None, {}, {}).load()
     except Hostile:
         raise
-    except Exception:  # not a pickle after all
+    except Exception:  # bytes that are no pickle make it raise almost anything; what they are is said by the caller
         return
     raise Hostile("it is a bare pickle", "a file from spikedeploy.save is needed")
 

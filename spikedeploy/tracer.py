@@ -74,7 +74,7 @@ class Tracer(fx.Tracer):
         try:
             with torch.no_grad():
                 node.meta["shadow"] = self._run(node, *_shadows((node.args, node.kwargs)))
-        except Exception:  # the small run is a help, not a condition
+        except Exception:  # a model's own code runs on shadows here and may raise anything; without a shadow it is traced all the same
             node.meta.pop("shadow", None)
         finally:
             self.inside = False

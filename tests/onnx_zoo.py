@@ -122,11 +122,11 @@ def gen3(b: Builder) -> Program:
 
 def mixture(b: Builder) -> Program:
     """Tokens, an embedding, norms, every activation, a residual, products, top-k."""
-    names = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "exp")
+    names: tuple[S.Function, ...] = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "exp")
     steps: list[S.Step] = [
         S.Embedding("emb", ("input",), b.array(11, 6)),
         S.LayerNorm("norm", ("emb",), b.array(6), b.array(6)),
-        *(S.Activation(name, ("norm",), name) for name in names),  # type: ignore[arg-type]
+        *(S.Activation(name, ("norm",), name) for name in names),
         S.Add("acts", names),
         S.LayerNorm("norm2", ("acts",), None, None),
         *b.leaky("lif", "norm2", width=6),

@@ -49,7 +49,7 @@ def test_a_state_dict_fills_the_model_of_the_factory(tmp_path: Path, monkeypatch
         model.fc1.weight += 1
     torch.save({"model_state_dict": model.state_dict(), "epoch": 3}, tmp_path / "weights.pt")
     module = type(sys)("spikedeploy_test_factory")
-    module.make, module.small = factory, lambda: nn.Linear(2, 2)  # type: ignore[attr-defined]
+    vars(module).update(make=factory, small=lambda: nn.Linear(2, 2))
     monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)
     back = checkpoint.load_model(tmp_path / "weights.pt", "spikedeploy_test_factory:make")
     assert same(model, back, x)
@@ -92,7 +92,7 @@ def test_the_prefix_of_a_wrapped_model_is_taken_off(prefix: str, tmp_path: Path,
     model, x = zoo.plain()
     torch.save({prefix + key: value + 1 for key, value in model.state_dict().items()}, tmp_path / "weights.pt")
     module = type(sys)("spikedeploy_test_factory")
-    module.make = factory  # type: ignore[attr-defined]
+    vars(module).update(make=factory)
     monkeypatch.setitem(sys.modules, "spikedeploy_test_factory", module)
     back = checkpoint.load_model(tmp_path / "weights.pt", "spikedeploy_test_factory:make")
     model.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})

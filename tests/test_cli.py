@@ -284,7 +284,7 @@ def test_a_model_that_the_target_cannot_hold_is_refused(files: Path, tmp_path: P
 def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = zoo.MODELS["plain"]()
     with torch.no_grad():
-        model.fc2.weight[1, 4] = torch.nan  # type: ignore[union-attr, index]
+        model.get_parameter("fc2.weight")[1, 4] = torch.nan
     torch.save(nn.Sequential(model.fc2).state_dict(), tmp_path / "unused.pt")
     try:
         spikedeploy.save(model, tmp_path / "m.pt", x)

@@ -18,6 +18,11 @@ from spikedeploy.runtime import EventEngine, Events
 ENGINES = [False, pytest.param(True, marks=pytest.mark.skipif(not native.available(), reason="the native core is not built"))]
 
 
+def events(*given: Any, **more: Any) -> Events:
+    """`Events` of anything: what is to be refused has a wrong type on purpose."""
+    return Events(*given, **more)
+
+
 def program(weight: float = 0.5) -> Program:
     steps = (
         S.Affine("fc", ("input",), weight=np.full((2, 3), weight), bias=None),
@@ -82,22 +87,22 @@ ONE = np.array([0])
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (lambda: Events(ONE, ONE, 2**60), r"events.steps: 1152921504606846976; a whole number from 1 to 2147483647 is needed"),
-        (lambda: Events(ONE, ONE, -3), "events.steps: -3"),
-        (lambda: Events(ONE, ONE, True), "events.steps: True"),
-        (lambda: Events(ONE, ONE, None), "events.steps: None"),  # type: ignore[arg-type]
-        (lambda: Events(ONE, [np.nan], 2), "events.time: float64"),  # type: ignore[arg-type]
-        (lambda: Events([True], ONE, 2), "events.index: bool"),  # type: ignore[arg-type]
-        (lambda: Events([-1], ONE, 2), "events.index: values from -1 to -1"),  # type: ignore[arg-type]
-        (lambda: Events(np.array([2**64 - 1], np.uint64), ONE, 2), "events.index: a value of 18446744073709551615"),
-        (lambda: Events([2**70], ONE, 2), "events.index: an array of object"),  # type: ignore[arg-type]
-        (lambda: Events(None, ONE, 2), "events.index: an array of object"),  # type: ignore[arg-type]
-        (lambda: Events(ONE, ONE[None], 2), r"events.time: int64 of shape \(1, 1\)"),
-        (lambda: Events(ONE, [0, 1], 2), r"events.time: int64 of shape \(2,\)"),  # type: ignore[arg-type]
-        (lambda: Events([[0], [0, 1]], ONE, 2), "events.index: .*an array of real numbers is needed"),  # type: ignore[arg-type]
-        (lambda: Events(ONE, ONE, 2, value=np.array([np.inf])), "events.value"),
-        (lambda: Events(ONE, ONE, 2, value=np.array(["x"])), "events.value: an array of <U1"),
-        (lambda: Events(ONE, ONE, 2, sample=np.array([1])), "events.sample: values from 1 to 1"),
+        (lambda: events(ONE, ONE, 2**60), r"events.steps: 1152921504606846976; a whole number from 1 to 2147483647 is needed"),
+        (lambda: events(ONE, ONE, -3), "events.steps: -3"),
+        (lambda: events(ONE, ONE, True), "events.steps: True"),
+        (lambda: events(ONE, ONE, None), "events.steps: None"),
+        (lambda: events(ONE, [np.nan], 2), "events.time: float64"),
+        (lambda: events([True], ONE, 2), "events.index: bool"),
+        (lambda: events([-1], ONE, 2), "events.index: values from -1 to -1"),
+        (lambda: events(np.array([2**64 - 1], np.uint64), ONE, 2), "events.index: a value of 18446744073709551615"),
+        (lambda: events([2**70], ONE, 2), "events.index: an array of object"),
+        (lambda: events(None, ONE, 2), "events.index: an array of object"),
+        (lambda: events(ONE, ONE[None], 2), r"events.time: int64 of shape \(1, 1\)"),
+        (lambda: events(ONE, [0, 1], 2), r"events.time: int64 of shape \(2,\)"),
+        (lambda: events([[0], [0, 1]], ONE, 2), "events.index: .*an array of real numbers is needed"),
+        (lambda: events(ONE, ONE, 2, value=np.array([np.inf])), "events.value"),
+        (lambda: events(ONE, ONE, 2, value=np.array(["x"])), "events.value: an array of <U1"),
+        (lambda: events(ONE, ONE, 2, sample=np.array([1])), "events.sample: values from 1 to 1"),
         (lambda: None, "input: an array of object"),
         (lambda: "spikes", "input: an array of <U6"),
         (lambda: [[1.0], [1.0, 2.0]], "input: "),
