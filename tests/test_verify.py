@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import snntorch as snn
 import torch
 import zoo
 from verify_programs import changed, leaky, normal
@@ -17,6 +18,7 @@ from spikedeploy.conversion import convert
 from spikedeploy.errors import BadInput, ModelRefused
 from spikedeploy.exporters import nir, onnx_cell
 from spikedeploy.inputs import fitted, load
+from spikedeploy.nn import StateLeaky
 from spikedeploy.readers.nir import from_bytes
 from spikedeploy.runtime import OnnxRunner, reference
 from spikedeploy.verify import ProgramParty, verify
@@ -38,6 +40,17 @@ def test_every_model_of_the_zoo_is_equivalent_to_its_program(name: str) -> None:
     assert parties == {"parallel (torch, float32)", "reference (float32)"}
     spiking = {step.name for step in convert(model, x).spiking}
     assert {check.layer for check in certificate.layers if check.party.startswith("parallel")} == spiking
+
+
+@pytest.mark.parametrize("neuron", [snn.StateLeaky, StateLeaky])
+def test_graded_spikes_as_output_are_worth_what_the_model_rounds_them_to(neuron: Any) -> None:
+    """0.7 * 0.7 is no float32: the trained model puts out its rounding."""
+    torch.manual_seed(0)
+    layer, x = neuron(0.9, 5, graded_spikes_factor=0.7), 2 * torch.randn(30, 2, 5)
+    certificate = verify(torch.nn.Sequential(layer).eval(), None, x.numpy())
+    assert certificate.verdict == "equivalent", str(certificate)
+    (step,) = convert(torch.nn.Sequential(layer), x).spiking
+    assert step.amplitude == np.float32(0.7) * np.float32(0.7)
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

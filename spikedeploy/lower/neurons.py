@@ -77,9 +77,9 @@ def channels(call: Call, x: Wire) -> Wire:
 
 
 def amplitude(module: Any, times: int) -> Array:
-    """What a spike is worth: snnTorch multiplies by `graded_spikes_factor` `times` times."""
-    factor = to_array(module.graded_spikes_factor).astype(np.float64)
-    return np.asarray(factor**times)
+    """What a spike is worth: snnTorch multiplies by `graded_spikes_factor` `times` times, and rounds to the factor's type."""
+    factor = to_array(module.graded_spikes_factor)
+    return np.asarray(factor.astype(np.float64) ** times).astype(factor.dtype if factor.dtype.kind == "f" else np.float64)
 
 
 def state_leaky(call: Call, module: Any, x: Wire | None = None) -> Any:
